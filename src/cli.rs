@@ -1,0 +1,149 @@
+//! The subcommands, one function each.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::{App, Sources};
+use crate::config::Settings;
+use crate::server::{self, Listener};
+use crate::telemetry;
+
+/// All went as asked.
+pub const EXIT_OK: u8 = 0;
+/// Something failed while running.
+pub const EXIT_FAILURE: u8 = 1;
+/// Bad usage or settings: `EX_USAGE` of BSD's `sysexits`.
+pub const EXIT_USAGE: u8 = 64;
+
+/// Hands out S3 presigned URLs over gRPC. No file byte passes through it.
+#[derive(Parser)]
+#[command(name = "fileaccess", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Try it out: the service with an S3 of its own, without account,
+    /// settings or network.
+    #[cfg(feature = "dev")]
+    Dev(crate::dev::Options),
+    /// See it work: tells the whole story against a `dev` of its own, and ends
+    /// with 0 only if all went as told.
+    #[cfg(feature = "dev")]
+    Demo,
+    /// Run the service.
+    Serve {
+        /// The settings file (TOML). Variables `FILEACCESS_SECTION__FIELD`
+        /// override it.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Only check the settings.
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+/// Why a subcommand ended early, and with which exit code.
+pub struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// Bad usage or settings.
+    pub fn usage(message: impl ToString) -> Self {
+        Self { code: EXIT_USAGE, message: message.to_string() }
+    }
+
+    /// A failure while running.
+    pub fn running(message: impl ToString) -> Self {
+        Self { code: EXIT_FAILURE, message: message.to_string() }
+    }
+}
+
+/// Parses the command line, and does what it says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors. A closed standard output is nobody's loss.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { EXIT_OK });
+        }
+    };
+    let ended = match cli.command {
+        #[cfg(feature = "dev")]
+        Command::Dev(options) => {
+            telemetry::init("info,fileaccess=debug,s3s=warn,s3s_fs=warn");
+            block_on(crate::dev::run(options))
+        }
+        #[cfg(feature = "dev")]
+        Command::Demo => {
+            telemetry::init("warn");
+            block_on(crate::dev::demo::run())
+        }
+        Command::Serve { config, check } => {
+            telemetry::init("info");
+            load(&config).and_then(|settings| if check { checked() } else { block_on(serve(settings)) })
+        }
+    };
+    match ended {
+        Ok(()) => ExitCode::from(EXIT_OK),
+        Err(Failure { code, message }) => {
+            eprintln!("fileaccess: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn load(path: &Path) -> Result<Settings, Failure> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Failure::usage(format!("settings file `{}`: {e}", path.display())))?;
+    let env: BTreeMap<String, String> =
+        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+    Settings::load(&text, &env).map_err(|e| Failure::usage(format!("settings file `{}`:\n{e}", path.display())))
+}
+
+fn checked() -> Result<(), Failure> {
+    println!("settings are good");
+    Ok(())
+}
+
+async fn serve(settings: Settings) -> Result<(), Failure> {
+    let shutdown = shutdown_signal().map_err(Failure::running)?;
+    let sources = Sources::of(&settings).await;
+    let app = App::start(&settings, sources).await;
+    let listener = Listener::bind(&settings.listen)
+        .await
+        .map_err(|e| Failure::running(format!("can't listen on {:?}: {e}", settings.listen)))?;
+    tracing::info!(address = listener.address().unwrap_or_default(), "listening");
+    server::run(listener, app, shutdown).await.map_err(Failure::running)
+}
+
+/// Resolves at SIGTERM or SIGINT. The handlers are in place when it returns.
+///
+/// # Errors
+/// Those of the system.
+pub fn shutdown_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// One thread accepts and keeps the keys; the threads of [`server::run`] serve.
+fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::running)?;
+    runtime.block_on(work)
+}

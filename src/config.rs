@@ -1,0 +1,574 @@
+//! Typed settings: defaults < TOML file < environment. Validates everything,
+//! opens nothing, prints no secret (the file holds none: keys are named by
+//! the variables that hold them).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer};
+
+use crate::object::{BucketName, Lifetime, Prefix};
+
+/// Variables that begin with this override settings: `FILEACCESS_TTL__DEFAULT`
+/// is `ttl.default`.
+pub const ENV_PREFIX: &str = "FILEACCESS_";
+
+/// Variables with the prefix that are no settings.
+const ENV_OTHER: [&str; 3] = ["FILEACCESS_CONFIG", "FILEACCESS_LOG", "FILEACCESS_SERVER"];
+
+/// What is wrong with the settings, each fault with its path in the file.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SettingsError(Vec<Fault>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Fault {
+    path: String,
+    problem: String,
+}
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, Fault { path, problem }) in self.0.iter().enumerate() {
+            if n > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{path}: {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for SettingsError {}
+
+impl SettingsError {
+    fn one(path: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self(vec![Fault { path: path.into(), problem: problem.into() }])
+    }
+}
+
+/// Everything that `fileaccess serve` is told.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Where the gRPC service listens.
+    #[serde(default)]
+    pub listen: Listen,
+    /// The service's own identity: it lists and heads, and never signs a URL.
+    #[serde(default)]
+    pub identity: Source,
+    /// The buckets, by the name that callers use.
+    #[serde(deserialize_with = "named_buckets")]
+    pub buckets: BTreeMap<BucketName, BucketSettings>,
+    /// The signers, by name.
+    pub signers: BTreeMap<String, SignerSettings>,
+    /// Which signer signs for which keys.
+    pub routes: Vec<RouteSettings>,
+    /// How long URLs live.
+    #[serde(default)]
+    pub ttl: TtlSettings,
+    /// What one replica takes on.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// A listening address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP address. Loopback only.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self::Tcp(([127, 0, 0, 1], 50051).into())
+    }
+}
+
+impl Listen {
+    /// Parses `ADDRESS:PORT` or `unix:/PATH`.
+    ///
+    /// # Errors
+    /// Says what would be right.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.starts_with('/') {
+                Ok(Self::Unix(path.into()))
+            } else {
+                Err(format!("`{text}` needs an absolute path, like \"unix:/run/fileaccess.sock\""))
+            };
+        }
+        let address: SocketAddr = text
+            .parse()
+            .map_err(|_| format!("`{text}` is no address; write it like \"127.0.0.1:50051\" or \"unix:/run/fileaccess.sock\""))?;
+        if address.ip().is_loopback() {
+            Ok(Self::Tcp(address))
+        } else {
+            // Nobody's identity can be told on such a listener, so nobody may call.
+            Err(format!("`{text}` is not loopback, and callers can't be told apart there; listen on loopback or on a Unix socket, behind a sidecar"))
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+/// Where a key comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Source {
+    /// The AWS default chain: environment, profile, web identity, ECS, EC2.
+    #[default]
+    Chain,
+    /// A named profile of the shared AWS files.
+    Profile(String),
+    /// A fixed key from the environment.
+    Environment(KeyVariables),
+}
+
+/// The names of the variables that hold a fixed key.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyVariables {
+    /// Holds the access key id.
+    pub access_key_id: String,
+    /// Holds the secret access key.
+    pub secret_access_key: String,
+    /// Holds the session token, if there is one.
+    pub session_token: Option<String>,
+}
+
+/// A bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BucketSettings {
+    /// Its name in S3.
+    pub bucket: String,
+    /// Its region, which is part of every signature's credential scope.
+    pub region: String,
+    /// The endpoint, for stores other than AWS's: `https://HOST[:PORT]`.
+    pub endpoint: Option<String>,
+    /// Put the bucket into the path rather than into the host name.
+    #[serde(default)]
+    pub path_style: bool,
+    /// Accept an endpoint without TLS that is not on loopback.
+    #[serde(default)]
+    pub plain_http: bool,
+    /// Sign `x-issue-id` into each URL. Off for stores that dislike it.
+    #[serde(default = "yes")]
+    pub issue_id: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A signer, by kind.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum SignerSettings {
+    /// A key that this service does not manage, and therefore can't revoke.
+    Ambient {
+        /// Where its key comes from.
+        #[serde(default)]
+        source: Source,
+    },
+}
+
+/// Maps a bucket and a prefix to a signer. The longest prefix wins.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteSettings {
+    /// The bucket's name in the settings.
+    #[serde(deserialize_with = "bucket_name")]
+    pub bucket: BucketName,
+    /// The beginning of the keys. Empty: all of the bucket.
+    #[serde(default, deserialize_with = "prefix")]
+    pub prefix: Prefix,
+    /// The signer's name.
+    pub signer: String,
+}
+
+/// How long URLs live.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TtlSettings {
+    /// For a request without a ttl.
+    #[serde(deserialize_with = "lifetime")]
+    pub default: Lifetime,
+    /// No URL lives longer: a longer ttl is clamped.
+    #[serde(deserialize_with = "lifetime")]
+    pub ceiling: Lifetime,
+}
+
+impl Default for TtlSettings {
+    fn default() -> Self {
+        let minutes = |m: u64| Lifetime::new(Duration::from_secs(m * 60)).unwrap_or(Lifetime::MAX);
+        Self { default: minutes(15), ceiling: minutes(12 * 60) }
+    }
+}
+
+/// What one replica takes on.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Threads that serve calls, each with a runtime of its own. 0: one a core.
+    pub workers: usize,
+    /// Connections at once. Further ones wait in the kernel's queue.
+    pub connections: usize,
+    /// Calls at once on one connection (HTTP/2 streams).
+    pub streams: u32,
+    /// The largest request, in bytes.
+    pub request_bytes: usize,
+    /// The largest response, in bytes.
+    pub response_bytes: usize,
+    /// The deadline of a call that brings none, and the most that one may bring.
+    #[serde(deserialize_with = "duration")]
+    pub deadline: Duration,
+    /// How often a silent connection is asked whether it is alive.
+    #[serde(deserialize_with = "duration")]
+    pub keepalive: Duration,
+    /// How long it may take to answer that.
+    #[serde(deserialize_with = "duration")]
+    pub keepalive_timeout: Duration,
+    /// After SIGTERM: how long to go on serving, health saying `NOT_SERVING`,
+    /// so that balancers move away.
+    #[serde(deserialize_with = "duration")]
+    pub drain: Duration,
+    /// After that: how long running calls may take to finish.
+    #[serde(deserialize_with = "duration")]
+    pub grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            connections: 1024,
+            streams: 256,
+            request_bytes: 4 << 20,
+            response_bytes: 16 << 20,
+            deadline: Duration::from_secs(30),
+            keepalive: Duration::from_secs(20),
+            keepalive_timeout: Duration::from_secs(10),
+            drain: Duration::from_secs(5),
+            grace: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Settings {
+    /// Reads the text of a settings file and lays the variables of `env` over
+    /// it.
+    ///
+    /// # Errors
+    /// Each fault with its path in the file, the value, and what would be
+    /// right.
+    pub fn load(text: &str, env: &BTreeMap<String, String>) -> Result<Self, SettingsError> {
+        let mut table: toml::Table =
+            toml::from_str(text).map_err(|e| SettingsError::one("settings", e.to_string().trim_end()))?;
+        for (name, value) in env {
+            let Some(path) = name.strip_prefix(ENV_PREFIX) else { continue };
+            if !ENV_OTHER.contains(&name.as_str()) {
+                overlay(&mut table, &path.to_lowercase(), value)
+                    .map_err(|problem| SettingsError::one(name, problem))?;
+            }
+        }
+        let settings: Self = serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|e| {
+            let path = e.path().to_string();
+            SettingsError::one(if path == "." { "settings".into() } else { path }, e.inner().to_string().trim_end())
+        })?;
+        settings.check(env)?;
+        Ok(settings)
+    }
+
+    /// What no single field can tell.
+    fn check(&self, env: &BTreeMap<String, String>) -> Result<(), SettingsError> {
+        let mut faults = Vec::new();
+        let mut fault = |path: String, problem: String| faults.push(Fault { path, problem });
+
+        if self.buckets.is_empty() {
+            fault("buckets".into(), "there is none; add a table like [buckets.photos]".into());
+        }
+        for (name, bucket) in &self.buckets {
+            let path = format!("buckets.{name}");
+            if !is_s3_name(&bucket.bucket) {
+                fault(format!("{path}.bucket"), format!("`{}` is no bucket name: 3 to 63 characters of a-z, 0-9, `-` and `.`", bucket.bucket));
+            }
+            if bucket.region.is_empty() || !bucket.region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+                fault(format!("{path}.region"), format!("`{}` is no region; write it like \"eu-central-1\"", bucket.region));
+            }
+            if let Some(endpoint) = &bucket.endpoint {
+                if let Err(problem) = check_endpoint(endpoint, bucket.plain_http) {
+                    fault(format!("{path}.endpoint"), problem);
+                }
+            }
+        }
+
+        if self.signers.is_empty() {
+            fault("signers".into(), "there is none; add a table like [signers.main]".into());
+        }
+        let mut check_source = |path: String, source: &Source| match source {
+            Source::Chain => {}
+            Source::Profile(profile) => {
+                if profile.is_empty() {
+                    fault(format!("{path}.profile"), "is empty; name a profile of the shared AWS files".into());
+                }
+            }
+            Source::Environment(KeyVariables { access_key_id, secret_access_key, session_token }) => {
+                let mut want = |field: &str, variable: &String| {
+                    if env.get(variable).is_none_or(String::is_empty) {
+                        fault(format!("{path}.environment.{field}"), format!("the variable `{variable}` is not set; set it to the key"));
+                    }
+                };
+                want("access_key_id", access_key_id);
+                want("secret_access_key", secret_access_key);
+                if let Some(variable) = session_token {
+                    want("session_token", variable);
+                }
+            }
+        };
+        check_source("identity".into(), &self.identity);
+        for (name, signer) in &self.signers {
+            let SignerSettings::Ambient { source } = signer;
+            check_source(format!("signers.{name}.source"), source);
+        }
+
+        if self.routes.is_empty() {
+            fault("routes".into(), "there is none; add [[routes]] with a bucket and a signer".into());
+        }
+        let mut seen = BTreeSet::new();
+        for (n, route) in self.routes.iter().enumerate() {
+            if !self.buckets.contains_key(&route.bucket) {
+                fault(format!("routes[{n}].bucket"), format!("there is no bucket `{}`; name one of [buckets]", route.bucket));
+            }
+            if !self.signers.contains_key(&route.signer) {
+                fault(format!("routes[{n}].signer"), format!("there is no signer `{}`; name one of [signers]", route.signer));
+            }
+            if !seen.insert((&route.bucket, &route.prefix)) {
+                fault(format!("routes[{n}]"), format!("bucket `{}` with prefix `{}` has a route already; keep one", route.bucket, route.prefix.as_str()));
+            }
+        }
+
+        if self.ttl.default > self.ttl.ceiling {
+            let (default, ceiling) = (self.ttl.default.seconds(), self.ttl.ceiling.seconds());
+            fault("ttl.default".into(), format!("{default} s is above `ttl.ceiling`, {ceiling} s; lower it or raise the ceiling"));
+        }
+        let limits = &self.limits;
+        for (field, zero) in [
+            ("workers", limits.workers > 256),
+            ("connections", limits.connections == 0),
+            ("streams", limits.streams == 0),
+            ("request_bytes", !(1024..=64 << 20).contains(&limits.request_bytes)),
+            ("response_bytes", !(64 << 10..=256 << 20).contains(&limits.response_bytes)),
+            ("deadline", limits.deadline.is_zero()),
+            ("keepalive", limits.keepalive.is_zero()),
+            ("keepalive_timeout", limits.keepalive_timeout.is_zero()),
+        ] {
+            if zero {
+                fault(format!("limits.{field}"), "is out of range: workers 0 to 256, request_bytes 1024 to 67108864, response_bytes 65536 to 268435456, the others above 0".into());
+            }
+        }
+
+        if faults.is_empty() { Ok(()) } else { Err(SettingsError(faults)) }
+    }
+}
+
+/// Sets the value at `path` (`a__b__c`), as TOML if it is that, else as text.
+fn overlay(table: &mut toml::Table, path: &str, value: &str) -> Result<(), String> {
+    let mut segments: Vec<&str> = path.split("__").collect();
+    let last = segments.pop().unwrap_or_default();
+    let mut at = table;
+    for segment in segments {
+        at = at
+            .entry(segment)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| format!("`{segment}` is no table of the settings"))?;
+    }
+    let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().filter(|t| t.len() == 1);
+    let value = parsed.and_then(|mut t| t.remove("v")).unwrap_or_else(|| value.into());
+    at.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// S3's rules for general purpose buckets, without the finer ones.
+/// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html>
+fn is_s3_name(name: &str) -> bool {
+    (3..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+        && !name.starts_with(['-', '.'])
+        && !name.ends_with(['-', '.'])
+        && !name.contains("..")
+}
+
+fn check_endpoint(endpoint: &str, plain_http: bool) -> Result<(), String> {
+    let want = "write it like \"https://s3.example.com\"";
+    let url = reqwest::Url::parse(endpoint).map_err(|e| format!("`{endpoint}` is no URL ({e}); {want}"))?;
+    // The value may hold a password here, so it is not printed.
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(format!("has a user or password in it; {want}"));
+    }
+    if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("`{endpoint}` has more than a host and a port; {want}"));
+    }
+    let Some(host) = url.host_str() else { return Err(format!("`{endpoint}` has no host; {want}")) };
+    match url.scheme() {
+        "https" => Ok(()),
+        "http" => {
+            let ip = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+            if plain_http || host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback()) {
+                Ok(())
+            } else {
+                Err(format!("`{endpoint}` has no TLS, so that anybody on the way can take a URL and use it; use https, or accept it with plain_http = true"))
+            }
+        }
+        _ => Err(format!("`{endpoint}` is neither http nor https; {want}")),
+    }
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text)
+        .map_err(|_| de::Error::custom(format!("`{text}` is no duration; write it like \"15m\" or \"1h 30m\"")))
+}
+
+fn lifetime<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Lifetime, D::Error> {
+    let duration = duration(deserializer)?;
+    Lifetime::new(duration)
+        .ok_or_else(|| de::Error::custom(format!("`{}` must {}", humantime::format_duration(duration), Lifetime::WANT)))
+}
+
+fn bucket_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BucketName, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    BucketName::parse(&text).map_err(|want| de::Error::custom(format!("`{text}` must be {want}")))
+}
+
+fn prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Prefix, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Prefix::parse(text.as_str()).map_err(|want| de::Error::custom(format!("`{}` must {want}", text.escape_debug())))
+}
+
+fn named_buckets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<BucketName, BucketSettings>, D::Error> {
+    BTreeMap::<String, BucketSettings>::deserialize(deserializer)?
+        .into_iter()
+        .map(|(name, bucket)| match BucketName::parse(&name) {
+            Ok(name) => Ok((name, bucket)),
+            Err(want) => Err(de::Error::custom(format!("the name `{}` must be {want}", name.escape_debug()))),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GOOD: &str = r#"
+        listen = "unix:/run/fa.sock"
+        [buckets.photos]
+        bucket = "photos-prod"
+        region = "eu-central-1"
+        [signers.main]
+        kind = "ambient"
+        source = { environment = { access_key_id = "KEY_ID", secret_access_key = "SECRET" } }
+        [[routes]]
+        bucket = "photos"
+        signer = "main"
+        [ttl]
+        default = "5m"
+    "#;
+
+    fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        [("KEY_ID", "AKIA"), ("SECRET", "hush-hush")]
+            .iter()
+            .chain(pairs)
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn a_good_file_and_its_overrides() {
+        let settings = Settings::load(GOOD, &env(&[])).unwrap();
+        assert_eq!(settings.listen, Listen::Unix("/run/fa.sock".into()));
+        assert_eq!(settings.ttl.default.seconds(), 300);
+
+        let overrides = [
+            ("FILEACCESS_LISTEN", "[::1]:7"),
+            ("FILEACCESS_TTL__DEFAULT", "2m"),
+            ("FILEACCESS_LIMITS__STREAMS", "9"),
+            ("FILEACCESS_BUCKETS__PHOTOS__PATH_STYLE", "true"),
+            ("FILEACCESS_SERVER", "not a setting"),
+        ];
+        let settings = Settings::load(GOOD, &env(&overrides)).unwrap();
+        assert_eq!(settings.listen, Listen::Tcp("[::1]:7".parse().unwrap()));
+        assert_eq!(settings.ttl.default.seconds(), 120);
+        assert_eq!(settings.limits.streams, 9);
+        assert!(settings.buckets.values().all(|b| b.path_style));
+    }
+
+    #[test]
+    fn each_fault_names_its_path_the_value_and_what_would_be_right() {
+        for (from, to, expect) in [
+            ("\"5m\"", "\"5 parsecs\"", "ttl.default: `5 parsecs` is no duration"),
+            ("\"5m\"", "\"8days\"", "ttl.default: `8days` must be 1 second to 7 days"),
+            ("\"5m\"", "\"7days\"", "ttl.default: 604800 s is above `ttl.ceiling`"),
+            ("\"5m\"", "5", "ttl.default: invalid type: integer `5`, expected a string"),
+            ("[ttl]", "[tll]", "tll: unknown field `tll`, expected one of"),
+            ("unix:/run/fa.sock", "0.0.0.0:50051", "listen: `0.0.0.0:50051` is not loopback"),
+            ("unix:/run/fa.sock", "unix:fa.sock", "listen: `unix:fa.sock` needs an absolute path"),
+            ("\"main\"", "\"mian\"", "routes[0].signer: there is no signer `mian`"),
+            ("bucket = \"photos\"", "bucket = \"fotos\"", "routes[0].bucket: there is no bucket `fotos`"),
+            ("photos-prod", "Photos", "buckets.photos.bucket: `Photos` is no bucket name"),
+            ("eu-central-1", "", "buckets.photos.region: `` is no region"),
+            ("\"ambient\"", "\"iam\"", "signers.main: unknown variant `iam`, expected"),
+            ("\"SECRET\"", "\"SECRETS\"", "signers.main.source.environment.secret_access_key: the variable `SECRETS` is not set"),
+            ("[ttl]", "[ttl", "settings: "),
+            ("region = \"eu-central-1\"", "region = \"eu\"\nendpoint = \"http://minio:9000\"", "buckets.photos.endpoint: `http://minio:9000` has no TLS"),
+            ("region = \"eu-central-1\"", "region = \"eu\"\nendpoint = \"https://u:pw@x\"", "buckets.photos.endpoint: has a user or password"),
+        ] {
+            let error = Settings::load(&GOOD.replace(from, to), &env(&[])).unwrap_err().to_string();
+            assert!(error.starts_with(expect), "{to}: {error}");
+            assert!(!error.contains("hush") && !error.contains("pw@"), "{error}");
+        }
+        let error = Settings::load(GOOD, &env(&[("FILEACCESS_LISTEN__X", "1")])).unwrap_err().to_string();
+        assert_eq!(error, "FILEACCESS_LISTEN__X: `listen` is no table of the settings");
+        let error = Settings::load("", &env(&[])).unwrap_err().to_string();
+        assert!(error.contains("missing field `buckets`"), "{error}");
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once() {
+        let text = GOOD.replace("\"main\"", "\"x\"").replace("photos-prod", "P");
+        assert_eq!(Settings::load(&text, &env(&[])).unwrap_err().to_string().lines().count(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_parses_or_says_where_it_is_wrong(text in "\\PC*") {
+            if let Err(e) = Settings::load(&text, &BTreeMap::new()) {
+                prop_assert!(e.to_string().contains(": "));
+            }
+        }
+
+        #[test]
+        fn any_mutation_of_a_good_file_parses_or_says_where_it_is_wrong(
+            cut in 0..GOOD.len(), len in 0..40usize, insert in "[\\PC\n]{0,12}", name in "[A-Z_]{0,20}", value in "\\PC{0,12}",
+        ) {
+            let end = (cut + len).min(GOOD.len());
+            let text = format!("{}{insert}{}", &GOOD[..cut], &GOOD[end..]);
+            if let Err(e) = Settings::load(&text, &env(&[(&format!("FILEACCESS_{name}"), &value)])) {
+                prop_assert!(e.to_string().contains(": "));
+            }
+        }
+    }
+}

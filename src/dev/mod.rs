@@ -1,0 +1,155 @@
+//! `fileaccess dev` and `fileaccess demo`: the service with an S3 and an IAM
+//! of its own. No account, no settings, no network.
+
+pub mod demo;
+pub mod iam;
+pub mod s3;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::app::{App, Sources};
+use crate::cli::{Failure, shutdown_signal};
+use crate::config::{Listen, Settings};
+use crate::server::{self, Listener};
+use iam::MemoryIam;
+
+/// The seeded bucket.
+pub const BUCKET: &str = "demo";
+/// The signer of all of it.
+pub const SIGNER: &str = "main";
+
+/// What `fileaccess dev` is told.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Keep the files in this folder. Without it they go into a temporary one,
+    /// and with it at the end.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Where the gRPC service listens: a loopback address or `unix:/PATH`.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051", value_parser = Listen::parse)]
+    pub listen: Listen,
+    /// Where the embedded S3 listens: a loopback address. Port 0: any.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub s3_listen: SocketAddr,
+}
+
+/// All of `dev`, listening but not serving gRPC yet.
+pub struct Dev {
+    /// Where gRPC listens.
+    pub address: String,
+    /// The embedded S3.
+    pub s3: String,
+    /// The IAM behind it.
+    pub iam: MemoryIam,
+    /// The service's own key.
+    pub identity: Credentials,
+    app: Arc<App>,
+    listener: Listener,
+    stop: watch::Sender<bool>,
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl Dev {
+    /// Starts the embedded S3 and binds the gRPC address.
+    ///
+    /// # Errors
+    /// An address that is taken or not loopback, a folder that can't be used.
+    pub async fn start(options: &Options) -> Result<Self, Failure> {
+        if !options.s3_listen.ip().is_loopback() {
+            return Err(Failure::usage(format!("--s3-listen: `{}` is not loopback", options.s3_listen)));
+        }
+        let (root, folder) = match &options.data {
+            Some(data) => (data.clone(), None),
+            None => {
+                let folder = tempfile::Builder::new().prefix("fileaccess-dev-").tempdir().map_err(Failure::running)?;
+                (folder.path().to_owned(), Some(folder))
+            }
+        };
+        std::fs::create_dir_all(root.join(BUCKET))
+            .map_err(|e| Failure::running(format!("--data `{}`: {e}", root.display())))?;
+
+        let iam = MemoryIam::default();
+        let key_of_new_user = |name| {
+            iam.create_user(name)?;
+            iam.create_access_key(name, std::time::SystemTime::now())
+        };
+        let identity = key_of_new_user("fileaccess").map_err(Failure::running)?;
+        let signing = key_of_new_user("fileaccess-signer-main").map_err(Failure::running)?;
+
+        let listener = TcpListener::bind(options.s3_listen)
+            .await
+            .map_err(|e| Failure::running(format!("can't listen on {}: {e}", options.s3_listen)))?;
+        let s3 = format!("http://{}", listener.local_addr().map_err(Failure::running)?);
+        let (stop, mut stopped) = watch::channel(false);
+        let until = async move {
+            // Whoever held the other end is gone: that is as good as a stop.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        };
+        let service = s3::service(&root, iam.clone()).map_err(Failure::running)?;
+        tokio::spawn(s3::serve(listener, service, until));
+
+        let mut settings = Settings::load(
+            &format!(
+                "[buckets.{BUCKET}]\nbucket = '{BUCKET}'\nregion = 'us-east-1'\nendpoint = '{s3}'\npath_style = true\n\
+                 [signers.{SIGNER}]\nkind = 'ambient'\n[[routes]]\nbucket = '{BUCKET}'\nsigner = '{SIGNER}'\n\
+                 [limits]\nworkers = 1\ndrain = '0s'\ngrace = '5s'\n"
+            ),
+            &BTreeMap::new(),
+        )
+        .map_err(Failure::running)?;
+        settings.listen = options.listen.clone();
+        let sources = Sources {
+            identity: SharedCredentialsProvider::new(identity.clone()),
+            signers: [(SIGNER.to_owned(), SharedCredentialsProvider::new(signing))].into(),
+        };
+        let app = App::start(&settings, sources).await;
+        let listener = Listener::bind(&settings.listen)
+            .await
+            .map_err(|e| Failure::running(format!("can't listen on {:?}: {e}", settings.listen)))?;
+        let address = listener.address().map_err(Failure::running)?;
+        Ok(Self { address, s3, iam, identity, app, listener, stop, _folder: folder })
+    }
+
+    /// Serves gRPC until `shutdown`, then stops the embedded S3 too.
+    ///
+    /// # Errors
+    /// Those of [`server::run`].
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), Failure> {
+        let served = server::run(self.listener, self.app, shutdown).await.map_err(Failure::running);
+        self.stop.send_replace(true);
+        served
+    }
+}
+
+/// `fileaccess dev`.
+///
+/// # Errors
+/// See [`Dev::start`].
+pub async fn run(options: Options) -> Result<(), Failure> {
+    let shutdown = shutdown_signal().map_err(Failure::running)?;
+    let dev = Dev::start(&options).await?;
+    let address = &dev.address;
+    let to = if address.starts_with("unix:") { format!("-authority localhost {address}") } else { address.clone() };
+    println!(
+        r#"FileAccess for development: gRPC on {address}, S3 on {s3}, bucket "{BUCKET}", files {files}.
+
+Paste these, and send what comes back with curl:
+
+  grpcurl -plaintext -d '{{"bucket":"{BUCKET}","key":"secret-recipe.txt","upload":{{"content_type":"text/plain"}}}}' {to} fileaccess.v1.FileAccess/Presign
+  grpcurl -plaintext -d '{{"bucket":"{BUCKET}","key":"secret-recipe.txt","ttl":"300s","download":{{}}}}' {to} fileaccess.v1.FileAccess/Presign
+  grpcurl -plaintext -d '{{"bucket":"{BUCKET}","delimiter":"/","download_ttl":"60s"}}' {to} fileaccess.v1.FileAccess/List
+"#,
+        s3 = dev.s3,
+        files = options.data.as_ref().map_or("in a temporary folder".into(), |d| format!("in {}", d.display())),
+    );
+    dev.serve(shutdown).await
+}

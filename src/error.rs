@@ -1,0 +1,252 @@
+//! What can go wrong, and the one place where it becomes a gRPC status.
+
+use std::time::Duration;
+
+use prost::Message as _;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::pb::ErrorReason;
+
+/// The domain of every `google.rpc.ErrorInfo`.
+pub const DOMAIN: &str = "fileaccess";
+
+/// What a field of a request has wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The path of the field in the request, as `upload.metadata`.
+    pub field: String,
+    /// What would be right, as a sentence about the field.
+    pub description: String,
+}
+
+impl Violation {
+    /// The field `field` `must` ….
+    pub fn new(field: impl Into<String>, must: impl AsRef<str>) -> Self {
+        let field = field.into();
+        let description = format!("`{field}` must {}", must.as_ref());
+        Self { field, description }
+    }
+}
+
+/// Why a call failed. The message is for the caller; `detail` fields are for
+/// the log and never go onto the wire.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Fields are missing or wrong.
+    #[error("{}", list(.0))]
+    Invalid(Vec<Violation>),
+    /// The page token belongs to another listing, or is none.
+    #[error("`page_token` must be the `next_page_token` of a page with the same bucket, prefix and delimiter")]
+    PageToken,
+    /// The batch has too few or too many items.
+    #[error("`requests` must have 1 to {max} items, not {got}")]
+    BatchSize {
+        /// How many there were.
+        got: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// The settings have no such bucket.
+    #[error("there is no bucket `{0}` in the settings")]
+    UnknownBucket(String),
+    /// S3 has no such object or version.
+    #[error("there is no such object")]
+    ObjectNotFound,
+    /// No route covers the key.
+    #[error("no route covers this key in bucket `{0}`")]
+    NoRoute(String),
+    /// No identity came with the call.
+    #[error("the call carries no identity that this listener accepts")]
+    NoCaller,
+    /// The caller may not do this.
+    #[error("not granted")]
+    NotGranted,
+    /// The signer has no usable key.
+    #[error("signer `{signer}` has no usable key at present")]
+    SignerUnavailable {
+        /// The signer's name.
+        signer: String,
+        /// Why, for the log.
+        detail: String,
+    },
+    /// S3 can't be reached, or fails.
+    #[error("the object store does not answer at present")]
+    StoreUnavailable {
+        /// Why, for the log.
+        detail: String,
+    },
+    /// S3 refuses the service's own identity or the request as such.
+    #[error("the object store refuses the service's own request")]
+    StoreRefused {
+        /// Why, for the log.
+        detail: String,
+    },
+    /// The deadline passed.
+    #[error("the deadline passed")]
+    Deadline,
+    /// The request is not a message of this API, or too large.
+    #[error("the request must be a message of this API, of at most {max} bytes")]
+    Message {
+        /// The limit, in bytes.
+        max: usize,
+        /// What the decoder said, for the log.
+        detail: String,
+    },
+    /// Too much at once.
+    #[error("too much at once")]
+    Overloaded {
+        /// When it makes sense to come back.
+        retry_after: Duration,
+    },
+    /// A defect of the service.
+    #[error("internal error")]
+    Internal {
+        /// What, for the log.
+        detail: String,
+    },
+}
+
+fn list(violations: &[Violation]) -> String {
+    violations.iter().map(|v| v.description.as_str()).collect::<Vec<_>>().join("; ")
+}
+
+impl Error {
+    /// One wrong field.
+    pub fn invalid(field: impl Into<String>, must: impl AsRef<str>) -> Self {
+        Self::Invalid(vec![Violation::new(field, must)])
+    }
+
+    /// A defect of the service.
+    pub fn internal(detail: impl Into<String>) -> Self {
+        Self::Internal { detail: detail.into() }
+    }
+
+    /// The gRPC code and the stable reason.
+    #[must_use]
+    pub fn code(&self) -> (Code, ErrorReason) {
+        match self {
+            Self::Invalid(_) => (Code::InvalidArgument, ErrorReason::InvalidField),
+            Self::PageToken => (Code::InvalidArgument, ErrorReason::InvalidPageToken),
+            Self::BatchSize { .. } => (Code::InvalidArgument, ErrorReason::BatchSize),
+            Self::Message { .. } => (Code::InvalidArgument, ErrorReason::InvalidMessage),
+            Self::UnknownBucket(_) => (Code::NotFound, ErrorReason::UnknownBucket),
+            Self::ObjectNotFound => (Code::NotFound, ErrorReason::ObjectNotFound),
+            Self::NoRoute(_) => (Code::FailedPrecondition, ErrorReason::NoRoute),
+            Self::NoCaller => (Code::Unauthenticated, ErrorReason::NoCaller),
+            Self::NotGranted => (Code::PermissionDenied, ErrorReason::NotGranted),
+            Self::SignerUnavailable { .. } => (Code::Unavailable, ErrorReason::SignerUnavailable),
+            Self::StoreUnavailable { .. } => (Code::Unavailable, ErrorReason::StoreUnavailable),
+            Self::StoreRefused { .. } => (Code::FailedPrecondition, ErrorReason::StoreRefused),
+            Self::Deadline => (Code::DeadlineExceeded, ErrorReason::Deadline),
+            Self::Overloaded { .. } => (Code::ResourceExhausted, ErrorReason::Overloaded),
+            Self::Internal { .. } => (Code::Internal, ErrorReason::Internal),
+        }
+    }
+
+    /// What the log may have and the wire may not.
+    #[must_use]
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::SignerUnavailable { detail, .. }
+            | Self::StoreUnavailable { detail }
+            | Self::StoreRefused { detail }
+            | Self::Message { detail, .. }
+            | Self::Internal { detail } => Some(detail),
+            Self::Invalid(_)
+            | Self::PageToken
+            | Self::BatchSize { .. }
+            | Self::UnknownBucket(_)
+            | Self::ObjectNotFound
+            | Self::NoRoute(_)
+            | Self::NoCaller
+            | Self::NotGranted
+            | Self::Deadline
+            | Self::Overloaded { .. } => None,
+        }
+    }
+
+    fn details(&self) -> ErrorDetails {
+        let (_, reason) = self.code();
+        let name = reason.as_str_name();
+        let name = name.strip_prefix("ERROR_REASON_").unwrap_or(name);
+        let mut details = ErrorDetails::new();
+        details.set_error_info(name, DOMAIN, []);
+        match self {
+            Self::Invalid(violations) => {
+                for Violation { field, description } in violations {
+                    details.add_bad_request_violation(field, description);
+                }
+            }
+            Self::PageToken => {
+                details.add_bad_request_violation("page_token", self.to_string());
+            }
+            Self::BatchSize { .. } => {
+                details.add_bad_request_violation("requests", self.to_string());
+            }
+            Self::Overloaded { retry_after } => {
+                details.set_retry_info(Some(*retry_after));
+            }
+            Self::UnknownBucket(_)
+            | Self::ObjectNotFound
+            | Self::NoRoute(_)
+            | Self::NoCaller
+            | Self::NotGranted
+            | Self::SignerUnavailable { .. }
+            | Self::StoreUnavailable { .. }
+            | Self::StoreRefused { .. }
+            | Self::Deadline
+            | Self::Message { .. }
+            | Self::Internal { .. } => {}
+        }
+        details
+    }
+}
+
+impl From<Error> for Status {
+    /// Logs what may not go onto the wire, and leaves it behind.
+    fn from(error: Error) -> Self {
+        if let Some(detail) = error.detail() {
+            tracing::warn!(reason = error.code().1.as_str_name(), detail, "{error}");
+        }
+        Status::with_error_details(error.code().0, error.to_string(), error.details())
+    }
+}
+
+impl From<Error> for tonic_types::Status {
+    /// The status of one item of a batch: what the call alone would have got.
+    fn from(error: Error) -> Self {
+        let status = Status::from(error);
+        // `with_error_details` puts exactly this message into the details.
+        Self::decode(status.details()).unwrap_or_else(|_| Self {
+            code: status.code().into(),
+            message: status.message().to_owned(),
+            details: Vec::new(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_name_the_reason_and_the_field_and_hide_the_rest() {
+        let status = Status::from(Error::invalid("upload.tags", "be few"));
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "INVALID_FIELD");
+        assert_eq!(details.error_info().unwrap().domain, DOMAIN);
+        assert_eq!(details.bad_request().unwrap().field_violations[0].field, "upload.tags");
+
+        let status = Status::from(Error::StoreRefused { detail: "AKIA-and-more".into() });
+        assert!(!format!("{status:?}").contains("AKIA-and-more"));
+        assert_eq!(status.code(), Code::FailedPrecondition);
+    }
+
+    #[test]
+    fn an_item_of_a_batch_has_the_details_of_the_call() {
+        let item = tonic_types::Status::from(Error::UnknownBucket("x".into()));
+        assert_eq!(item.code, Code::NotFound as i32);
+        assert_eq!(item.details.len(), 1);
+    }
+}

@@ -1,0 +1,28 @@
+//! FileAccess hands out S3 presigned URLs to internal backends and lists what
+//! is stored. No file byte passes through it.
+//!
+//! ```text
+//! bytes ─► api ─► caller ─► wire ─► policy ─► ops/* ─► signer | store ─► wire ─► bytes
+//!          tonic   who?     parse   Permit    verb     SigV4    S3     encode
+//! ```
+//!
+//! Data flows one way. Every RPC body is the same four lines: who calls,
+//! parse, authorize, do.
+
+pub mod api;
+pub mod app;
+pub mod caller;
+pub mod cli;
+pub mod config;
+#[cfg(feature = "dev")]
+pub mod dev;
+pub mod error;
+pub mod object;
+pub mod ops;
+pub mod pb;
+pub mod policy;
+pub mod server;
+pub mod signer;
+pub mod store;
+pub mod telemetry;
+pub mod wire;

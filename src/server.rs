@@ -1,0 +1,421 @@
+//! `run(listener, app, shutdown)`: connections, limits, deadlines, health,
+//! reflection, drain. It serves production and tests alike.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tonic::{Code, Status};
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+use tower::Service as _;
+use tower::util::BoxCloneSyncService;
+use tracing::Instrument as _;
+
+use crate::api::Api;
+use crate::app::App;
+use crate::caller::Caller;
+use crate::config::Listen;
+use crate::error::Error;
+use crate::pb;
+use crate::pb::file_access_server::FileAccessServer;
+
+/// A bound address. Nothing is accepted before [`run`].
+pub enum Listener {
+    /// TCP, on loopback.
+    Tcp(TcpListener),
+    /// A Unix socket, removed at the end.
+    Unix(UnixListener, PathBuf),
+}
+
+impl Listener {
+    /// Binds `listen`. A Unix socket that a dead process left is replaced; one
+    /// that answers is not.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub async fn bind(listen: &Listen) -> io::Result<Self> {
+        match listen {
+            Listen::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
+            Listen::Unix(path) => {
+                let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
+                if is_socket && tokio::net::UnixStream::connect(path).await.is_err() {
+                    std::fs::remove_file(path)?;
+                }
+                Ok(Self::Unix(UnixListener::bind(path)?, path.clone()))
+            }
+        }
+    }
+
+    /// Where it listens: `ADDRESS:PORT` or `unix:/PATH`.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn address(&self) -> io::Result<String> {
+        match self {
+            Self::Tcp(listener) => Ok(listener.local_addr()?.to_string()),
+            Self::Unix(_, path) => Ok(format!("unix:{}", path.display())),
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                // Else small answers wait for the peer's delayed acknowledgement, some 40 ms.
+                stream.set_nodelay(true)?;
+                Ok(Accepted { stream: Stream::Tcp(stream.into_std()?), caller: Caller::loopback(peer) })
+            }
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                let caller = stream.peer_cred().ok().map(|peer| Caller::user(peer.uid()));
+                Ok(Accepted { stream: Stream::Unix(stream.into_std()?), caller })
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// A connection, not yet tied to a runtime, and who is at its other end.
+struct Accepted {
+    stream: Stream,
+    caller: Option<Caller>,
+}
+
+enum Stream {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+/// Serves until `shutdown`, then drains: health says `NOT_SERVING`, new calls
+/// are taken for `limits.drain`, running ones may finish for `limits.grace`.
+///
+/// # Errors
+/// Those of starting threads. A connection's own failures end that connection.
+pub async fn run(listener: Listener, app: Arc<App>, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+    let health = HealthReporter::new();
+    let services = Services::new(&app, &health)?;
+    let (draining, drain) = watch::channel(false);
+    let report = tokio::spawn(report_health(Arc::clone(&app), health.clone(), drain));
+    let workers = Workers::start(&app, &services)?;
+    let limits = &app.limits;
+
+    let graceful = GracefulShutdown::new();
+    let room = Arc::new(Semaphore::new(limits.connections));
+    {
+        let mut accepting = pin!(accept(&listener, &workers, &graceful, &room));
+        let mut shutdown = pin!(shutdown);
+        tokio::select! {
+            () = &mut accepting => {}
+            () = &mut shutdown => {}
+        }
+        tracing::info!(drain = ?limits.drain, "draining");
+        draining.send_replace(true);
+        // Balancers need time to see that; whoever comes meanwhile is served.
+        let _ = tokio::time::timeout(limits.drain, &mut accepting).await;
+    }
+    drop(listener);
+    // Watchers of health would hold their connections for ever.
+    let _ = report.await;
+    if tokio::time::timeout(limits.grace, graceful.shutdown()).await.is_err() {
+        tracing::warn!(grace = ?limits.grace, "connections cut that did not finish");
+    }
+    workers.stop();
+    tracing::info!("drained");
+    Ok(())
+}
+
+/// Hands out connections, for ever.
+async fn accept(listener: &Listener, workers: &Workers, graceful: &GracefulShutdown, room: &Arc<Semaphore>) {
+    for n in 0.. {
+        let Ok(permit) = Arc::clone(room).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok(accepted) => workers.hand(n, Connection { accepted, watcher: graceful.watcher(), _permit: permit }),
+            Err(error) => {
+                tracing::warn!(%error, "connection not accepted");
+                // Out of descriptors, most likely: give them time to come back.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// A connection on its way to the thread that serves it.
+struct Connection {
+    accepted: Accepted,
+    watcher: Watcher,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Threads that serve connections, each with a runtime of its own: cheaper
+/// than one runtime on many threads, since nothing moves between cores.
+struct Workers {
+    lanes: Vec<mpsc::UnboundedSender<Connection>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Workers {
+    /// With one worker, the calling runtime does the work itself.
+    fn start(app: &Arc<App>, services: &Services) -> io::Result<Self> {
+        let count = match app.limits.workers {
+            0 => std::thread::available_parallelism()?.get(),
+            workers => workers,
+        };
+        let mut started = Self { lanes: Vec::new(), threads: Vec::new() };
+        // SDK clients are shared, and a connection to S3 lives on the runtime that
+        // opened it: no runtime may end before all have finished.
+        let finish = Arc::new(std::sync::Barrier::new(count));
+        for n in 0..count {
+            let (lane, connections) = mpsc::unbounded_channel();
+            started.lanes.push(lane);
+            let (services, app) = (services.clone(), Arc::clone(app));
+            if count == 1 {
+                tokio::spawn(serve_lane(connections, services, app));
+                break;
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let finish = Arc::clone(&finish);
+            let thread = std::thread::Builder::new().name(format!("serve-{n}")).spawn(move || {
+                runtime.block_on(serve_lane(connections, services, app));
+                finish.wait();
+            })?;
+            started.threads.push(thread);
+        }
+        Ok(started)
+    }
+
+    fn hand(&self, n: usize, connection: Connection) {
+        if let Some(lane) = self.lanes.get(n % self.lanes.len()) {
+            // A lane is open for as long as `self` is.
+            let _ = lane.send(connection);
+        }
+    }
+
+    fn stop(self) {
+        drop(self.lanes);
+        for thread in self.threads {
+            // It has nothing to tell that its own log has not.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Serves the connections of one lane until its sender is gone.
+async fn serve_lane(mut connections: mpsc::UnboundedReceiver<Connection>, services: Services, app: Arc<App>) {
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .keep_alive_interval(app.limits.keepalive)
+        .keep_alive_timeout(app.limits.keepalive_timeout)
+        .max_concurrent_streams(app.limits.streams)
+        .max_header_list_size(16 << 10);
+    while let Some(Connection { accepted: Accepted { stream, caller }, watcher, _permit }) = connections.recv().await {
+        let services = services.clone();
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            if let Some(caller) = &caller {
+                request.extensions_mut().insert(caller.clone());
+            }
+            let services = services.clone();
+            async move { Ok::<_, Infallible>(services.call(request).await) }
+        });
+        let http = http.clone();
+        tokio::spawn(async move {
+            let _permit = _permit;
+            let served = match stream {
+                Stream::Tcp(stream) => match tokio::net::TcpStream::from_std(stream) {
+                    Ok(stream) => watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await,
+                    Err(error) => return tracing::warn!(%error, "connection lost"),
+                },
+                Stream::Unix(stream) => match tokio::net::UnixStream::from_std(stream) {
+                    Ok(stream) => watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await,
+                    Err(error) => return tracing::warn!(%error, "connection lost"),
+                },
+            };
+            if let Err(error) = served {
+                tracing::debug!(%error, "connection ended");
+            }
+        });
+    }
+}
+
+/// A service whose type tonic keeps to itself.
+type Boxed = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
+
+/// All that one port serves, by the path's first segment.
+#[derive(Clone)]
+struct Services {
+    api: FileAccessServer<Api>,
+    health: HealthServer<HealthService>,
+    reflection: Boxed,
+    reflection_alpha: Boxed,
+    deadline: Duration,
+    request_bytes: usize,
+}
+
+impl Services {
+    fn new(app: &Arc<App>, health: &HealthReporter) -> io::Result<Self> {
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // Lets clients print the details of errors.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        };
+        let api = FileAccessServer::new(Api(Arc::clone(app)))
+            .max_decoding_message_size(app.limits.request_bytes)
+            .max_encoding_message_size(app.limits.response_bytes);
+        Ok(Self {
+            api,
+            health: HealthServer::new(HealthService::from_health_reporter(health.clone())),
+            reflection: Boxed::new(reflection().build_v1().map_err(io::Error::other)?),
+            reflection_alpha: Boxed::new(reflection().build_v1alpha().map_err(io::Error::other)?),
+            deadline: app.limits.deadline,
+            request_bytes: app.limits.request_bytes,
+        })
+    }
+
+    async fn call(mut self, request: Request<Incoming>) -> Response<Body> {
+        fn get<T>(answer: Result<Response<T>, Infallible>) -> Response<T> {
+            match answer {
+                Ok(response) => response,
+            }
+        }
+        match request.uri().path().split('/').nth(1) {
+            Some(<FileAccessServer<Api> as NamedService>::NAME) => self.call_api(request).await,
+            Some(<HealthServer<HealthService> as NamedService>::NAME) => get(self.health.call(request).await),
+            Some(REFLECTION) => get(self.reflection.call(request).await),
+            Some(REFLECTION_ALPHA) => get(self.reflection_alpha.call(request).await),
+            _ => Status::unimplemented("there is no such service here").into_http(),
+        }
+    }
+
+    /// One RPC: its span, its deadline, and a line of log when it fails.
+    async fn call_api(mut self, request: Request<Incoming>) -> Response<Body> {
+        let begun = Instant::now();
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+        let span = tracing::info_span!("rpc", method);
+        let deadline = grpc_timeout(request.headers()).map_or(self.deadline, |asked| asked.min(self.deadline));
+        let answer = tokio::time::timeout(deadline, self.api.call(request)).instrument(span.clone()).await;
+        let response = match answer {
+            Ok(Ok(response)) => self.explain(response),
+            // Tonic's own timeout would say CANCELLED.
+            Err(_) => Status::from(Error::Deadline).into_http(),
+        };
+        let code = code(&response);
+        let _entered = span.enter();
+        let duration_us = begun.elapsed().as_micros();
+        match code {
+            Code::Ok => tracing::debug!(code = ?code, duration_us, "served"),
+            Code::Internal | Code::Unknown | Code::DataLoss => tracing::error!(code = ?code, duration_us, "failed"),
+            _ => tracing::info!(code = ?code, duration_us, "refused"),
+        }
+        response
+    }
+
+    /// Tonic refuses what it can't decode by itself, without our details.
+    fn explain(&self, response: Response<Body>) -> Response<Body> {
+        match code(&response) {
+            Code::OutOfRange | Code::Internal if !response.headers().contains_key("grpc-status-details-bin") => {
+                let detail = Status::from_header_map(response.headers()).map(|s| s.message().to_owned());
+                let error = Error::Message { max: self.request_bytes, detail: detail.unwrap_or_default() };
+                Status::from(error).into_http()
+            }
+            _ => response,
+        }
+    }
+}
+
+const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
+const REFLECTION_ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
+
+/// The code of a unary answer: errors are told in the headers alone.
+fn code(response: &Response<Body>) -> Code {
+    response.headers().get("grpc-status").map_or(Code::Ok, |status| Code::from_bytes(status.as_bytes()))
+}
+
+/// The caller's deadline, as gRPC over HTTP/2 writes it: up to 8 digits and a
+/// unit.
+/// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
+fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let n: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(n * 3600)),
+        "M" => Some(Duration::from_secs(n * 60)),
+        "S" => Some(Duration::from_secs(n)),
+        "m" => Some(Duration::from_millis(n)),
+        "u" => Some(Duration::from_micros(n)),
+        "n" => Some(Duration::from_nanos(n)),
+        _ => None,
+    }
+}
+
+/// Tells the truth: `SERVING` while any signer may sign and nothing drains.
+/// Ends when the drain has begun and its time is up.
+async fn report_health(app: Arc<App>, mut health: HealthReporter, mut draining: watch::Receiver<bool>) {
+    let mut changed = app.changed.clone();
+    loop {
+        changed.mark_unchanged();
+        let serving = app.can_sign(SystemTime::now()) && !*draining.borrow_and_update();
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        health.set_service_status("", status).await;
+        health.set_service_status(<FileAccessServer<Api> as NamedService>::NAME, status).await;
+        if *draining.borrow() {
+            break;
+        }
+        tokio::select! {
+            Ok(()) = changed.changed() => {}
+            Ok(()) = draining.changed() => {}
+            else => break,
+        }
+    }
+    tokio::time::sleep(app.limits.drain).await;
+    // Ends the streams of whoever watches.
+    health.clear_service_status("").await;
+    health.clear_service_status(<FileAccessServer<Api> as NamedService>::NAME).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_are_read_as_grpc_writes_them() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            grpc_timeout(&headers)
+        };
+        assert_eq!(read("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        for wrong in ["", "S", "5", "5s", "-5S", "123456789S", "1.5S", "５S"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,482 @@
+//! `TryFrom<pb>` in, `From` out: the only file where protobuf meets the
+//! domain. Past it nothing required is an `Option`.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_s3::types::StorageClass;
+use prost_types::Timestamp;
+
+use crate::error::{Error, Violation};
+use crate::object::{BucketName, Lifetime, ObjectKey, Prefix};
+use crate::ops::delete::Delete;
+use crate::ops::download::Download;
+use crate::ops::head::Head;
+use crate::ops::upload::{Checksum, Encryption, Upload};
+use crate::ops::{list, presign, signers, stat};
+use crate::pb;
+use crate::signer::Kind;
+use crate::store::{Entry, Facts};
+
+/// How many items a batch may have.
+pub const MAX_BATCH: usize = 1000;
+/// How many entries a page may have: S3's own limit.
+const MAX_PAGE: u16 = 1000;
+/// How many entries a page has if nobody says.
+const DEFAULT_PAGE: u16 = 100;
+/// S3's limit on the body of one `PutObject`.
+/// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html>
+const MAX_UPLOAD: u64 = 5 << 30;
+/// S3's limit on user metadata, names and values together.
+/// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html>
+const MAX_METADATA: usize = 2048;
+/// S3's limits on tags.
+/// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-tagging.html>
+const MAX_TAGS: usize = 10;
+
+/// Collects what is wrong, so that a caller hears of all of it at once.
+#[derive(Default)]
+struct Check(Vec<Violation>);
+
+impl Check {
+    fn wrong(&mut self, field: &str, must: impl AsRef<str>) {
+        self.0.push(Violation::new(field, must));
+    }
+
+    fn take<T>(&mut self, field: &str, value: Result<T, &'static str>) -> Option<T> {
+        value.map_err(|must| self.wrong(field, must)).ok()
+    }
+
+    fn bucket(&mut self, name: &str) -> Option<BucketName> {
+        self.take("bucket", BucketName::parse(name).map_err(|_| "be the name of a bucket of the settings"))
+    }
+
+    fn lifetime(&mut self, field: &str, ttl: Option<prost_types::Duration>) -> Option<Lifetime> {
+        let lifetime = Duration::try_from(ttl?).ok().and_then(Lifetime::new);
+        if lifetime.is_none() {
+            self.wrong(field, Lifetime::WANT);
+        }
+        lifetime
+    }
+
+    /// A value that becomes an HTTP header: it must come through unchanged.
+    fn header(&mut self, field: &str, value: Option<String>) -> Option<String> {
+        if value.as_deref().is_some_and(|v| !is_header_value(v)) {
+            self.wrong(field, HEADER_VALUE);
+        }
+        value
+    }
+
+    /// A value that becomes a query parameter of the URL.
+    fn text(&mut self, field: &str, value: Option<String>) -> Option<String> {
+        if value.as_deref().is_some_and(|v| v.is_empty() || v.len() > 1024 || v.chars().any(char::is_control)) {
+            self.wrong(field, "be 1 to 1,024 bytes without control characters");
+        }
+        value
+    }
+
+    fn done(self) -> Result<(), Error> {
+        if self.0.is_empty() { Ok(()) } else { Err(Error::Invalid(self.0)) }
+    }
+}
+
+const HEADER_VALUE: &str =
+    "be printable ASCII, not empty, without spaces at its ends or two in a row: HTTP clients and signatures fold them";
+
+fn is_header_value(value: &str) -> bool {
+    !value.is_empty()
+        && value.len() <= 1024
+        && value.bytes().all(|b| (b' '..=b'~').contains(&b))
+        && value.trim() == value
+        && !value.contains("  ")
+}
+
+/// The characters of an HTTP token (RFC 9110), in lower case.
+fn is_token(name: &str) -> bool {
+    !name.is_empty()
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+impl TryFrom<pb::PresignRequest> for presign::Ask {
+    type Error = Error;
+
+    fn try_from(request: pb::PresignRequest) -> Result<Self, Error> {
+        let mut check = Check::default();
+        let bucket = check.bucket(&request.bucket);
+        let key = check.take("key", ObjectKey::parse(request.key));
+        let ttl = check.lifetime("ttl", request.ttl);
+        let operation = match request.operation {
+            Some(pb::presign_request::Operation::Download(download)) => {
+                Some(presign::Operation::Download(parse_download(&mut check, download)))
+            }
+            Some(pb::presign_request::Operation::Upload(upload)) => {
+                Some(presign::Operation::Upload(parse_upload(&mut check, upload)))
+            }
+            Some(pb::presign_request::Operation::Head(head)) => {
+                Some(presign::Operation::Head(Head { version_id: check.text("head.version_id", head.version_id) }))
+            }
+            Some(pb::presign_request::Operation::Delete(delete)) => Some(presign::Operation::Delete(Delete {
+                version_id: check.text("delete.version_id", delete.version_id),
+            })),
+            None => {
+                check.wrong("operation", "be one of `download`, `upload`, `head` and `delete`");
+                None
+            }
+        };
+        check.done()?;
+        match (bucket, key, operation) {
+            (Some(bucket), Some(key), Some(operation)) => Ok(Self { bucket, key, ttl, operation }),
+            _ => Err(Error::internal("a field is missing that no violation names")),
+        }
+    }
+}
+
+fn parse_download(check: &mut Check, download: pb::Download) -> Download {
+    let cache_window = download.cache_window.and_then(|window| {
+        let window = Duration::try_from(window).ok().and_then(Lifetime::new).map(Duration::from);
+        if window.is_none() {
+            check.wrong("download.cache_window", "be at least 1 second and shorter than the ttl, in whole seconds");
+        }
+        window
+    });
+    Download {
+        filename: check.text("download.filename", download.filename),
+        inline: download.inline,
+        content_type: check.header("download.content_type", download.content_type),
+        cache_control: check.header("download.cache_control", download.cache_control),
+        version_id: check.text("download.version_id", download.version_id),
+        cache_window,
+    }
+}
+
+fn parse_upload(check: &mut Check, upload: pb::Upload) -> Upload {
+    let content_length = upload.content_length.and_then(|length| {
+        let length = u64::try_from(length).ok().filter(|n| *n <= MAX_UPLOAD);
+        if length.is_none() {
+            check.wrong("upload.content_length", "be 0 to 5 GiB (5368709120): larger files take a multipart upload");
+        }
+        length
+    });
+    for (name, value) in &upload.metadata {
+        if !is_token(name) {
+            check.wrong("upload.metadata", format!("have names that are lower-case HTTP tokens, unlike `{}`", name.escape_debug()));
+        }
+        if !is_header_value(value) {
+            check.wrong(&format!("upload.metadata[{}]", name.escape_debug()), HEADER_VALUE);
+        }
+    }
+    if upload.metadata.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > MAX_METADATA {
+        check.wrong("upload.metadata", "be at most 2,048 bytes, names and values together");
+    }
+    if upload.tags.len() > MAX_TAGS {
+        check.wrong("upload.tags", "be at most 10");
+    }
+    let fits = |text: &str, max| text.chars().count() <= max && !text.chars().any(char::is_control);
+    if upload.tags.iter().any(|(name, value)| name.is_empty() || !fits(name, 128) || !fits(value, 256)) {
+        check.wrong("upload.tags", "have names of 1 to 128 and values of up to 256 characters, none of them a control character");
+    }
+    Upload {
+        content_type: check.header("upload.content_type", upload.content_type),
+        content_length,
+        checksum: upload.checksum.and_then(|checksum| parse_checksum(check, checksum)),
+        create_only: upload.create_only,
+        metadata: upload.metadata,
+        tags: upload.tags,
+        cache_control: check.header("upload.cache_control", upload.cache_control),
+        content_disposition: check.header("upload.content_disposition", upload.content_disposition),
+        storage_class: parse_storage_class(check, upload.storage_class),
+        encryption: upload.encryption.and_then(|encryption| parse_encryption(check, encryption)),
+    }
+}
+
+fn parse_checksum(check: &mut Check, checksum: pb::Checksum) -> Option<Checksum> {
+    fn exactly<const N: usize>(check: &mut Check, field: &str, bytes: Vec<u8>) -> Option<[u8; N]> {
+        let got = bytes.len();
+        let sum = bytes.try_into().ok();
+        if sum.is_none() {
+            let field = format!("upload.checksum.{field}");
+            check.wrong(&field, format!("be {N} raw bytes (neither hex nor Base64 text), not {got}"));
+        }
+        sum
+    }
+    match checksum.value {
+        Some(pb::checksum::Value::Crc32(sum)) => exactly(check, "crc32", sum).map(Checksum::Crc32),
+        Some(pb::checksum::Value::Crc32c(sum)) => exactly(check, "crc32c", sum).map(Checksum::Crc32c),
+        Some(pb::checksum::Value::Crc64nvme(sum)) => exactly(check, "crc64nvme", sum).map(Checksum::Crc64nvme),
+        Some(pb::checksum::Value::Sha1(sum)) => exactly(check, "sha1", sum).map(Checksum::Sha1),
+        Some(pb::checksum::Value::Sha256(sum)) => exactly(check, "sha256", sum).map(Checksum::Sha256),
+        None => {
+            check.wrong("upload.checksum", "have one of `crc32`, `crc32c`, `crc64nvme`, `sha1` and `sha256`");
+            None
+        }
+    }
+}
+
+fn parse_storage_class(check: &mut Check, class: i32) -> Option<StorageClass> {
+    match pb::StorageClass::try_from(class) {
+        Ok(pb::StorageClass::Unspecified) => None,
+        Ok(pb::StorageClass::Standard) => Some(StorageClass::Standard),
+        Ok(pb::StorageClass::StandardIa) => Some(StorageClass::StandardIa),
+        Ok(pb::StorageClass::OnezoneIa) => Some(StorageClass::OnezoneIa),
+        Ok(pb::StorageClass::IntelligentTiering) => Some(StorageClass::IntelligentTiering),
+        Ok(pb::StorageClass::GlacierIr) => Some(StorageClass::GlacierIr),
+        Ok(pb::StorageClass::Glacier) => Some(StorageClass::Glacier),
+        Ok(pb::StorageClass::DeepArchive) => Some(StorageClass::DeepArchive),
+        Ok(pb::StorageClass::ReducedRedundancy) => Some(StorageClass::ReducedRedundancy),
+        Err(_) => {
+            check.wrong("upload.storage_class", format!("be a value of `StorageClass`, not {class}"));
+            None
+        }
+    }
+}
+
+fn parse_encryption(check: &mut Check, encryption: pb::Encryption) -> Option<Encryption> {
+    match encryption.method {
+        Some(pb::encryption::Method::SseS3(pb::SseS3 {})) => Some(Encryption::S3),
+        Some(pb::encryption::Method::SseKms(pb::SseKms { key_id, bucket_key })) => {
+            let key_id = check.header("upload.encryption.sse_kms.key_id", (!key_id.is_empty()).then_some(key_id));
+            Some(Encryption::Kms { key_id, bucket_key })
+        }
+        None => {
+            check.wrong("upload.encryption", "have one of `sse_s3` and `sse_kms`");
+            None
+        }
+    }
+}
+
+/// The items of a batch, each parsed or refused on its own.
+///
+/// # Errors
+/// [`Error::BatchSize`].
+pub fn parse_batch(request: pb::BatchPresignRequest) -> Result<Vec<Result<presign::Ask, Error>>, Error> {
+    let got = request.requests.len();
+    if !(1..=MAX_BATCH).contains(&got) {
+        return Err(Error::BatchSize { got, max: MAX_BATCH });
+    }
+    Ok(request.requests.into_iter().map(presign::Ask::try_from).collect())
+}
+
+impl TryFrom<pb::ListRequest> for list::Ask {
+    type Error = Error;
+
+    fn try_from(request: pb::ListRequest) -> Result<Self, Error> {
+        let mut check = Check::default();
+        let bucket = check.bucket(&request.bucket);
+        let prefix = check.take("prefix", Prefix::parse(request.prefix));
+        if request.delimiter.chars().count() > 16 || request.delimiter.chars().any(char::is_control) {
+            check.wrong("delimiter", "be at most 16 characters, none of them a control character");
+        }
+        let page_size = match u32::try_from(request.page_size) {
+            Ok(0) => DEFAULT_PAGE,
+            Ok(size) => u16::try_from(size).unwrap_or(MAX_PAGE).min(MAX_PAGE),
+            Err(_) => {
+                check.wrong("page_size", "be 0 (for the default) to 1,000");
+                DEFAULT_PAGE
+            }
+        };
+        let download_ttl = check.lifetime("download_ttl", request.download_ttl);
+        check.done()?;
+        match (bucket, prefix) {
+            (Some(bucket), Some(prefix)) => Ok(Self {
+                bucket,
+                prefix,
+                delimiter: request.delimiter,
+                page_size,
+                page_token: request.page_token,
+                download_ttl,
+            }),
+            _ => Err(Error::internal("a field is missing that no violation names")),
+        }
+    }
+}
+
+impl TryFrom<pb::StatRequest> for stat::Ask {
+    type Error = Error;
+
+    fn try_from(request: pb::StatRequest) -> Result<Self, Error> {
+        let mut check = Check::default();
+        let bucket = check.bucket(&request.bucket);
+        let key = check.take("key", ObjectKey::parse(request.key));
+        let version_id = check.text("version_id", request.version_id);
+        check.done()?;
+        match (bucket, key) {
+            (Some(bucket), Some(key)) => Ok(Self { bucket, key, version_id }),
+            _ => Err(Error::internal("a field is missing that no violation names")),
+        }
+    }
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    Timestamp::from(time)
+}
+
+impl From<presign::Presigned> for pb::PresignResponse {
+    fn from(presigned: presign::Presigned) -> Self {
+        Self {
+            method: presigned.request.method,
+            url: presigned.request.url,
+            headers: presigned.request.headers,
+            form_fields: BTreeMap::new(),
+            expires_at: Some(timestamp(presigned.expires_at)),
+            // Seven days at the most, so that it always fits.
+            expires_in: presigned.expires_in.try_into().ok(),
+            signer: presigned.signer,
+            issue_id: presigned.issue_id.map(|id| id.to_string()).unwrap_or_default(),
+        }
+    }
+}
+
+impl From<Result<presign::Presigned, Error>> for pb::PresignResult {
+    fn from(result: Result<presign::Presigned, Error>) -> Self {
+        let result = match result {
+            Ok(presigned) => pb::presign_result::Result::Response(presigned.into()),
+            Err(error) => pb::presign_result::Result::Error(error.into()),
+        };
+        Self { result: Some(result) }
+    }
+}
+
+impl From<(Entry, Option<presign::Presigned>)> for pb::ObjectEntry {
+    fn from((entry, download): (Entry, Option<presign::Presigned>)) -> Self {
+        Self {
+            key: entry.key,
+            size: entry.size,
+            etag: entry.etag,
+            last_modified: entry.last_modified.map(timestamp),
+            storage_class: entry.storage_class,
+            download: download.map(Into::into),
+        }
+    }
+}
+
+impl From<list::Page> for pb::ListResponse {
+    fn from(page: list::Page) -> Self {
+        Self {
+            objects: page.objects.into_iter().map(Into::into).collect(),
+            common_prefixes: page.common_prefixes,
+            next_page_token: page.next_page_token,
+        }
+    }
+}
+
+impl From<Checksum> for pb::Checksum {
+    fn from(checksum: Checksum) -> Self {
+        let value = match checksum {
+            Checksum::Crc32(sum) => pb::checksum::Value::Crc32(sum.into()),
+            Checksum::Crc32c(sum) => pb::checksum::Value::Crc32c(sum.into()),
+            Checksum::Crc64nvme(sum) => pb::checksum::Value::Crc64nvme(sum.into()),
+            Checksum::Sha1(sum) => pb::checksum::Value::Sha1(sum.into()),
+            Checksum::Sha256(sum) => pb::checksum::Value::Sha256(sum.into()),
+        };
+        Self { value: Some(value) }
+    }
+}
+
+impl From<(ObjectKey, Facts)> for pb::StatResponse {
+    fn from((key, facts): (ObjectKey, Facts)) -> Self {
+        Self {
+            key: key.as_str().to_owned(),
+            size: facts.size,
+            etag: facts.etag,
+            last_modified: facts.last_modified.map(timestamp),
+            content_type: facts.content_type,
+            checksum: facts.checksum.map(Into::into),
+            version_id: facts.version_id,
+            metadata: facts.metadata,
+            storage_class: facts.storage_class,
+        }
+    }
+}
+
+impl From<Kind> for pb::SignerKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Ambient => Self::Ambient,
+        }
+    }
+}
+
+impl From<signers::Found> for pb::Signer {
+    fn from((signer, key): signers::Found) -> Self {
+        let routes = signer.routes.iter().map(|route| pb::Route {
+            bucket: route.bucket.to_string(),
+            prefix: route.prefix.as_str().to_owned(),
+        });
+        let unavailable = key.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        let key = key.ok();
+        let credentials = key.as_ref().map(|key| &key.credentials);
+        Self {
+            name: signer.name.clone(),
+            kind: pb::SignerKind::from(signer.kind).into(),
+            generation: key.as_ref().map(|key| key.generation).unwrap_or_default(),
+            access_key_id: credentials.map(|c| c.access_key_id().to_owned()).unwrap_or_default(),
+            since: key.as_ref().map(|key| timestamp(key.since)),
+            key_expires_at: credentials.and_then(|c| c.expiry()).map(timestamp),
+            routes: routes.collect(),
+            unavailable,
+        }
+    }
+}
+
+impl From<Vec<signers::Found>> for pb::ListSignersResponse {
+    fn from(found: Vec<signers::Found>) -> Self {
+        Self { signers: found.into_iter().map(Into::into).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn violations(request: pb::PresignRequest) -> Vec<String> {
+        match presign::Ask::try_from(request) {
+            Err(Error::Invalid(violations)) => violations.into_iter().map(|v| v.field).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_told_at_once_by_field() {
+        assert_eq!(violations(pb::PresignRequest::default()), ["bucket", "key", "operation"]);
+        let upload = pb::Upload {
+            content_length: Some(-1),
+            content_type: Some("text/plain ".into()),
+            checksum: Some(pb::Checksum { value: Some(pb::checksum::Value::Sha256(vec![0; 31])) }),
+            metadata: [("Upper".into(), "é".into())].into(),
+            tags: (0..11).map(|n| (n.to_string(), String::new())).collect(),
+            storage_class: 99,
+            encryption: Some(pb::Encryption::default()),
+            ..pb::Upload::default()
+        };
+        let request = pb::PresignRequest {
+            bucket: "b".into(),
+            key: "a/../b".into(),
+            ttl: Some(prost_types::Duration { seconds: 1, nanos: 5 }),
+            operation: Some(pb::presign_request::Operation::Upload(upload)),
+        };
+        assert_eq!(
+            violations(request),
+            [
+                "key",
+                "ttl",
+                "upload.content_length",
+                "upload.metadata",
+                "upload.metadata[Upper]",
+                "upload.tags",
+                "upload.content_type",
+                "upload.checksum.sha256",
+                "upload.storage_class",
+                "upload.encryption",
+            ]
+        );
+    }
+
+    #[test]
+    fn page_sizes_are_coerced_as_aip_158_has_it() {
+        let size = |page_size| {
+            let request = pb::ListRequest { bucket: "b".into(), page_size, ..pb::ListRequest::default() };
+            list::Ask::try_from(request).map(|ask| ask.page_size).ok()
+        };
+        assert_eq!([size(0), size(7), size(5000), size(-1)], [Some(100), Some(7), Some(1000), None]);
+    }
+}
