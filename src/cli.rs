@@ -82,12 +82,12 @@ pub fn main() -> ExitCode {
     let ended = match cli.command {
         #[cfg(feature = "dev")]
         Command::Dev(options) => {
-            telemetry::init("info,fileaccess=debug,s3s=warn,s3s_fs=warn");
+            telemetry::init("info,fileaccess=debug,s3s=off,s3s_fs=warn");
             block_on(crate::dev::run(options))
         }
         #[cfg(feature = "dev")]
         Command::Demo => {
-            telemetry::init("warn");
+            telemetry::init("warn,s3s=off");
             block_on(crate::dev::demo::run())
         }
         Command::Serve { config, check } => {

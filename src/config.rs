@@ -103,14 +103,16 @@ impl Listen {
                 Err(format!("`{text}` needs an absolute path, like \"unix:/run/fileaccess.sock\""))
             };
         }
-        let address: SocketAddr = text
-            .parse()
-            .map_err(|_| format!("`{text}` is no address; write it like \"127.0.0.1:50051\" or \"unix:/run/fileaccess.sock\""))?;
+        let address: SocketAddr = text.parse().map_err(|_| {
+            format!("`{text}` is no address; write it like \"127.0.0.1:50051\" or \"unix:/run/fileaccess.sock\"")
+        })?;
         if address.ip().is_loopback() {
             Ok(Self::Tcp(address))
         } else {
             // Nobody's identity can be told on such a listener, so nobody may call.
-            Err(format!("`{text}` is not loopback, and callers can't be told apart there; listen on loopback or on a Unix socket, behind a sidecar"))
+            Err(format!(
+                "`{text}` is not loopback, and callers can't be told apart there; listen on loopback or on a Unix socket, behind a sidecar"
+            ))
         }
     }
 }
@@ -301,10 +303,16 @@ impl Settings {
         for (name, bucket) in &self.buckets {
             let path = format!("buckets.{name}");
             if !is_s3_name(&bucket.bucket) {
-                fault(format!("{path}.bucket"), format!("`{}` is no bucket name: 3 to 63 characters of a-z, 0-9, `-` and `.`", bucket.bucket));
+                fault(
+                    format!("{path}.bucket"),
+                    format!("`{}` is no bucket name: 3 to 63 characters of a-z, 0-9, `-` and `.`", bucket.bucket),
+                );
             }
             if bucket.region.is_empty() || !bucket.region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-                fault(format!("{path}.region"), format!("`{}` is no region; write it like \"eu-central-1\"", bucket.region));
+                fault(
+                    format!("{path}.region"),
+                    format!("`{}` is no region; write it like \"eu-central-1\"", bucket.region),
+                );
             }
             if let Some(endpoint) = &bucket.endpoint {
                 if let Err(problem) = check_endpoint(endpoint, bucket.plain_http) {
@@ -326,7 +334,10 @@ impl Settings {
             Source::Environment(KeyVariables { access_key_id, secret_access_key, session_token }) => {
                 let mut want = |field: &str, variable: &String| {
                     if env.get(variable).is_none_or(String::is_empty) {
-                        fault(format!("{path}.environment.{field}"), format!("the variable `{variable}` is not set; set it to the key"));
+                        fault(
+                            format!("{path}.environment.{field}"),
+                            format!("the variable `{variable}` is not set; set it to the key"),
+                        );
                     }
                 };
                 want("access_key_id", access_key_id);
@@ -348,19 +359,35 @@ impl Settings {
         let mut seen = BTreeSet::new();
         for (n, route) in self.routes.iter().enumerate() {
             if !self.buckets.contains_key(&route.bucket) {
-                fault(format!("routes[{n}].bucket"), format!("there is no bucket `{}`; name one of [buckets]", route.bucket));
+                fault(
+                    format!("routes[{n}].bucket"),
+                    format!("there is no bucket `{}`; name one of [buckets]", route.bucket),
+                );
             }
             if !self.signers.contains_key(&route.signer) {
-                fault(format!("routes[{n}].signer"), format!("there is no signer `{}`; name one of [signers]", route.signer));
+                fault(
+                    format!("routes[{n}].signer"),
+                    format!("there is no signer `{}`; name one of [signers]", route.signer),
+                );
             }
             if !seen.insert((&route.bucket, &route.prefix)) {
-                fault(format!("routes[{n}]"), format!("bucket `{}` with prefix `{}` has a route already; keep one", route.bucket, route.prefix.as_str()));
+                fault(
+                    format!("routes[{n}]"),
+                    format!(
+                        "bucket `{}` with prefix `{}` has a route already; keep one",
+                        route.bucket,
+                        route.prefix.as_str()
+                    ),
+                );
             }
         }
 
         if self.ttl.default > self.ttl.ceiling {
             let (default, ceiling) = (self.ttl.default.seconds(), self.ttl.ceiling.seconds());
-            fault("ttl.default".into(), format!("{default} s is above `ttl.ceiling`, {ceiling} s; lower it or raise the ceiling"));
+            fault(
+                "ttl.default".into(),
+                format!("{default} s is above `ttl.ceiling`, {ceiling} s; lower it or raise the ceiling"),
+            );
         }
         let limits = &self.limits;
         for (field, zero) in [
@@ -428,7 +455,9 @@ fn check_endpoint(endpoint: &str, plain_http: bool) -> Result<(), String> {
             if plain_http || host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback()) {
                 Ok(())
             } else {
-                Err(format!("`{endpoint}` has no TLS, so that anybody on the way can take a URL and use it; use https, or accept it with plain_http = true"))
+                Err(format!(
+                    "`{endpoint}` has no TLS, so that anybody on the way can take a URL and use it; use https, or accept it with plain_http = true"
+                ))
             }
         }
         _ => Err(format!("`{endpoint}` is neither http nor https; {want}")),
@@ -530,11 +559,23 @@ mod tests {
             ("bucket = \"photos\"", "bucket = \"fotos\"", "routes[0].bucket: there is no bucket `fotos`"),
             ("photos-prod", "Photos", "buckets.photos.bucket: `Photos` is no bucket name"),
             ("eu-central-1", "", "buckets.photos.region: `` is no region"),
-            ("\"ambient\"", "\"iam\"", "signers.main: unknown variant `iam`, expected"),
-            ("\"SECRET\"", "\"SECRETS\"", "signers.main.source.environment.secret_access_key: the variable `SECRETS` is not set"),
+            ("\"ambient\"", "\"iam\"", "signers.main.kind: unknown variant `iam`, expected"),
+            (
+                "\"SECRET\"",
+                "\"SECRETS\"",
+                "signers.main.source.environment.secret_access_key: the variable `SECRETS` is not set",
+            ),
             ("[ttl]", "[ttl", "settings: "),
-            ("region = \"eu-central-1\"", "region = \"eu\"\nendpoint = \"http://minio:9000\"", "buckets.photos.endpoint: `http://minio:9000` has no TLS"),
-            ("region = \"eu-central-1\"", "region = \"eu\"\nendpoint = \"https://u:pw@x\"", "buckets.photos.endpoint: has a user or password"),
+            (
+                "region = \"eu-central-1\"",
+                "region = \"eu\"\nendpoint = \"http://minio:9000\"",
+                "buckets.photos.endpoint: `http://minio:9000` has no TLS",
+            ),
+            (
+                "region = \"eu-central-1\"",
+                "region = \"eu\"\nendpoint = \"https://u:pw@x\"",
+                "buckets.photos.endpoint: has a user or password",
+            ),
         ] {
             let error = Settings::load(&GOOD.replace(from, to), &env(&[])).unwrap_err().to_string();
             assert!(error.starts_with(expect), "{to}: {error}");

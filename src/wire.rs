@@ -159,7 +159,10 @@ fn parse_upload(check: &mut Check, upload: pb::Upload) -> Upload {
     });
     for (name, value) in &upload.metadata {
         if !is_token(name) {
-            check.wrong("upload.metadata", format!("have names that are lower-case HTTP tokens, unlike `{}`", name.escape_debug()));
+            check.wrong(
+                "upload.metadata",
+                format!("have names that are lower-case HTTP tokens, unlike `{}`", name.escape_debug()),
+            );
         }
         if !is_header_value(value) {
             check.wrong(&format!("upload.metadata[{}]", name.escape_debug()), HEADER_VALUE);
@@ -171,9 +174,11 @@ fn parse_upload(check: &mut Check, upload: pb::Upload) -> Upload {
     if upload.tags.len() > MAX_TAGS {
         check.wrong("upload.tags", "be at most 10");
     }
-    let fits = |text: &str, max| text.chars().count() <= max && !text.chars().any(char::is_control);
+    let of_tags = |c: char| c.is_alphanumeric() || " _.:/=+-@".contains(c);
+    let fits = |text: &str, max| text.chars().count() <= max && text.chars().all(of_tags);
     if upload.tags.iter().any(|(name, value)| name.is_empty() || !fits(name, 128) || !fits(value, 256)) {
-        check.wrong("upload.tags", "have names of 1 to 128 and values of up to 256 characters, none of them a control character");
+        let must = "have names of 1 to 128 and values of up to 256 characters: letters, digits, spaces and `_.:/=+-@`";
+        check.wrong("upload.tags", must);
     }
     Upload {
         content_type: check.header("upload.content_type", upload.content_type),
@@ -398,10 +403,10 @@ impl From<Kind> for pb::SignerKind {
 
 impl From<signers::Found> for pb::Signer {
     fn from((signer, key): signers::Found) -> Self {
-        let routes = signer.routes.iter().map(|route| pb::Route {
-            bucket: route.bucket.to_string(),
-            prefix: route.prefix.as_str().to_owned(),
-        });
+        let routes = signer
+            .routes
+            .iter()
+            .map(|route| pb::Route { bucket: route.bucket.to_string(), prefix: route.prefix.as_str().to_owned() });
         let unavailable = key.as_ref().err().map(ToString::to_string).unwrap_or_default();
         let key = key.ok();
         let credentials = key.as_ref().map(|key| &key.credentials);

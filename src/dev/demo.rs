@@ -77,7 +77,10 @@ impl Story {
 
         println!("6. An expired URL: it was good for one second.");
         let brief = self.presign(Operation::Download(pb::Download::default()), 1).await?;
-        let end = brief.expires_at.and_then(|end| SystemTime::try_from(end).ok()).ok_or_else(|| Failure::running("no expires_at"))?;
+        let end = brief
+            .expires_at
+            .and_then(|end| SystemTime::try_from(end).ok())
+            .ok_or_else(|| Failure::running("no expires_at"))?;
         // S3 counts whole seconds: past the end means the second after it.
         let wait = end.duration_since(SystemTime::now()).unwrap_or_default() + Duration::from_millis(1100);
         tokio::time::sleep(wait).await;
@@ -93,7 +96,10 @@ impl Story {
             operation: Some(operation),
         };
         let response = self.api.presign(request).await.map_err(Failure::running)?.into_inner();
-        println!("   Presign → issue {} by signer `{}`, headers {:?}", response.issue_id, response.signer, response.headers);
+        println!(
+            "   Presign → issue {} by signer `{}`, headers {:?}",
+            response.issue_id, response.signer, response.headers
+        );
         Ok(response)
     }
 
@@ -117,8 +123,13 @@ impl Story {
         let response = request.send().await.map_err(Failure::running)?;
         let status = response.status();
         let text = response.text().await.map_err(Failure::running)?;
-        let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map_or("", |(code, _)| code);
+        let code =
+            text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map_or("", |(code, _)| code);
         println!("   → {status} {code}\n");
-        if status == expect { Ok(text) } else { Err(Failure::running(format!("expected {expect}, got {status}: {text}"))) }
+        if status == expect {
+            Ok(text)
+        } else {
+            Err(Failure::running(format!("expected {expect}, got {status}: {text}")))
+        }
     }
 }

@@ -151,5 +151,6 @@ Paste these, and send what comes back with curl:
         s3 = dev.s3,
         files = options.data.as_ref().map_or("in a temporary folder".into(), |d| format!("in {}", d.display())),
     );
+    tracing::info!(address = dev.address, s3 = dev.s3, "listening");
     dev.serve(shutdown).await
 }

@@ -1,13 +1,14 @@
-//! The one LocalStack of a test run: a virtual environment under `target/`,
-//! made once, and a process that ends with the test process.
+//! The one LocalStack of a test run: a process that ends with this one.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{LazyLock, mpsc};
 use std::time::Duration;
+
+use crate::tools;
 
 /// How long it may take to start. It takes some 5 seconds.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -30,7 +31,7 @@ pub fn shared() -> Result<&'static LocalStack, &'static str> {
         if let Ok(endpoint) = std::env::var("LOCALSTACK_ENDPOINT") {
             return Ok(LocalStack { endpoint: endpoint.trim_end_matches('/').to_owned(), _alive: None });
         }
-        let python = environment()?;
+        let python = tools::program("python")?;
         let mut last = String::new();
         // Somebody else may take the port between our look and its bind.
         for _ in 0..3 {
@@ -44,71 +45,18 @@ pub fn shared() -> Result<&'static LocalStack, &'static str> {
     SHARED.as_ref().map_err(String::as_str)
 }
 
-fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from)
-}
-
-fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/localstack")
-}
-
-/// The Python of the virtual environment, which is made if need be.
-fn environment() -> Result<PathBuf, String> {
-    let requirements = sources().join("requirements.txt");
-    let wanted = fs::read(&requirements).map_err(|e| format!("{}: {e}", requirements.display()))?;
-    let folder = target().join("localstack");
-    fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    // Two test processes at once must not both build it.
-    let lock = File::create(folder.join("lock")).map_err(|e| e.to_string())?;
-    lock.lock().map_err(|e| e.to_string())?;
-
-    let venv = folder.join("venv");
-    let python = venv.join("bin/python");
-    // Written last, so that an interrupted installation is made anew.
-    let made = venv.join("requirements.made");
-    if fs::read(&made).is_ok_and(|had| had == wanted) {
-        return Ok(python);
-    }
-    eprintln!("making the LocalStack environment under {}, once: about a minute", venv.display());
-    let _ = fs::remove_dir_all(&venv);
-    run(Command::new(base_python()?).args(["-m", "venv"]).arg(&venv))?;
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]).arg(&requirements))?;
-    fs::write(&made, wanted).map_err(|e| e.to_string())?;
-    Ok(python)
-}
-
-fn base_python() -> Result<&'static str, String> {
-    let fits = |python: &&str| {
-        let check = "import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 14))";
-        Command::new(python).args(["-c", check]).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-    };
-    ["python3", "python3.11", "python3.12", "python3.13", "python3.10"]
-        .into_iter()
-        .find(fits)
-        .ok_or_else(|| "LocalStack needs Python 3.10 to 3.13 with venv and pip: install python3 and python3-venv".into())
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    let output = command.stdin(Stdio::null()).output().map_err(|e| format!("{command:?}: {e}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(format!("{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)))
-}
-
 fn start(python: &Path) -> Result<LocalStack, String> {
     let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map_err(|e| e.to_string())?.port();
-    let folder = target().join("localstack");
+    let folder = tools::target().join("localstack");
     let root = folder.join(format!("run-{}-{port}", std::process::id()));
     let scripts = root.join("etc/localstack/init/ready.d");
     fs::create_dir_all(&scripts).map_err(|e| e.to_string())?;
-    fs::copy(sources().join("key_status.py"), scripts.join("key_status.py")).map_err(|e| e.to_string())?;
+    fs::copy(tools::sources().join("key_status.py"), scripts.join("key_status.py")).map_err(|e| e.to_string())?;
     let log_path = folder.join(format!("run-{}-{port}.log", std::process::id()));
     let mut log = File::create(&log_path).map_err(|e| e.to_string())?;
 
     let mut child = Command::new(python)
-        .arg(sources().join("run.py"))
+        .arg(tools::sources().join("run_localstack.py"))
         .envs([
             ("OVERRIDE_IN_DOCKER", "0"),
             // Without this it accepts any signature.
@@ -146,6 +94,7 @@ fn start(python: &Path) -> Result<LocalStack, String> {
     }
     drop(stdin);
     let _ = child.wait();
+    let _ = fs::remove_dir_all(&root);
     let log = fs::read_to_string(&log_path).unwrap_or_default();
     let tail: Vec<_> = log.lines().rev().take(15).collect();
     let tail: Vec<_> = tail.into_iter().rev().collect();

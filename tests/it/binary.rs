@@ -1,0 +1,231 @@
+//! The binary, as a user runs it.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use fileaccess::pb;
+use fileaccess::pb::file_access_client::FileAccessClient;
+use tokio::net::TcpListener;
+use tonic::transport::Endpoint;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+
+use crate::service::{grpcurl, output};
+use crate::stage::{Backend, ask, download};
+use crate::{Case, cases};
+
+pub fn cases() -> Vec<Case> {
+    cases![
+        the_demo_goes_as_told,
+        what_dev_prints_can_be_pasted,
+        serve_refuses_what_is_wrong_by_its_path,
+        serve_drains_on_sigterm_and_keeps_secrets_out_of_its_log,
+        serve_listens_on_a_unix_socket,
+    ]
+}
+
+fn fileaccess(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fileaccess"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// A running binary, ended with the test.
+struct Running(Child);
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary"))
+    }
+
+    /// Reads standard error until a line has `text`, and gives that line.
+    fn logged(&mut self, text: &str) -> String {
+        let mut log = BufReader::new(self.0.stderr.as_mut().expect("a pipe"));
+        let mut line = String::new();
+        // Byte by byte would be slow, and what is buffered past the line is lost: fine here.
+        while log.read_line(&mut line).expect("a line") > 0 {
+            if line.contains(text) {
+                return line;
+            }
+            line.clear();
+        }
+        panic!("the log ended without `{text}`");
+    }
+
+    fn terminate(&self) {
+        let killed = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().expect("kill");
+        assert!(killed.success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn the_demo_goes_as_told(_: Backend) {
+    let told = output(fileaccess(&["demo"])).await.unwrap();
+    assert!(told.ends_with("All of it went as told.\n"), "{told}");
+    for status in
+        ["200 OK", "412 Precondition Failed", "403 Forbidden SignatureDoesNotMatch", "403 Forbidden AccessDenied"]
+    {
+        assert!(told.contains(status), "{told}");
+    }
+}
+
+async fn what_dev_prints_can_be_pasted(_: Backend) {
+    let data = tempfile::tempdir().unwrap();
+    let port = free_port().await;
+    let arguments = ["dev", "--listen", &port, "--data", data.path().to_str().unwrap()];
+    let mut dev = Running::start(fileaccess(&arguments));
+    dev.logged("listening");
+    let mut said = String::new();
+    let mut out = BufReader::new(dev.0.stdout.as_mut().unwrap());
+    while !said.contains("/List") {
+        assert!(out.read_line(&mut said).unwrap() > 0, "{said}");
+    }
+    let lines: Vec<_> = said.lines().filter(|line| line.trim_start().starts_with("grpcurl ")).collect();
+    assert_eq!(lines.len(), 3);
+    let bin = grpcurl(&[]).get_program().to_owned();
+    let bin = Path::new(&bin).parent().unwrap().to_owned();
+    let mut answers = Vec::new();
+    for line in lines {
+        let mut shell = Command::new("sh");
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        shell.args(["-c", line]).env("PATH", path);
+        answers.push(output(shell).await.unwrap());
+        if answers.len() == 1 {
+            let url =
+                answers[0].split("\"url\": \"").nth(1).unwrap().split('"').next().unwrap().replace("\\u0026", "&");
+            let put = reqwest::Client::new().put(url).header("content-type", "text/plain").body("paprika");
+            assert_eq!(put.send().await.unwrap().status(), 200);
+        }
+    }
+    assert!(answers[2].contains("\"key\": \"secret-recipe.txt\""), "{}", answers[2]);
+    assert_eq!(std::fs::read_to_string(data.path().join("demo/secret-recipe.txt")).unwrap(), "paprika");
+    dev.terminate();
+    assert!(dev.0.wait().unwrap().success());
+}
+
+async fn free_port() -> String {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string()
+}
+
+fn settings(listen: &str, endpoint: &str) -> String {
+    format!(
+        "listen = '{listen}'\nidentity = {{ environment = {{ access_key_id = 'IT_ID', secret_access_key = 'IT_SECRET' }} }}\n\
+         [buckets.files]\nbucket = 'files'\nregion = 'us-east-1'\nendpoint = '{endpoint}'\npath_style = true\n\
+         [signers.main]\nkind = 'ambient'\n\
+         source = {{ environment = {{ access_key_id = 'IT_ID', secret_access_key = 'IT_SECRET' }} }}\n\
+         [[routes]]\nbucket = 'files'\nsigner = 'main'\n[limits]\ndrain = '1s'\n"
+    )
+}
+
+fn serve(folder: &Path, settings: &str, more: &[&str]) -> Command {
+    let file = folder.join("settings.toml");
+    std::fs::write(&file, settings).unwrap();
+    let mut command = fileaccess(&["serve", "--config", file.to_str().unwrap()]);
+    command.args(more).env("IT_ID", "AKIAITSKEY").env("IT_SECRET", "hush-hush-secret");
+    command
+}
+
+async fn serve_refuses_what_is_wrong_by_its_path(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let code = |mut command: Command| {
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let good = settings("127.0.0.1:0", "http://127.0.0.1:9");
+    assert_eq!(code(serve(folder.path(), &good, &["--check"])).0, Some(0));
+    let (status, said) = code(serve(folder.path(), &good.replace("'1s'", "'soon'"), &["--check"]));
+    assert_eq!(status, Some(64));
+    assert!(said.contains("limits.drain: `soon` is no duration; write it like \"15m\""), "{said}");
+    let (status, said) = code(serve(folder.path(), &good.replace("127.0.0.1:0", "0.0.0.0:1"), &[]));
+    assert!(status == Some(64) && said.contains("listen: `0.0.0.0:1` is not loopback"), "{said}");
+    assert_eq!(code(fileaccess(&["serve", "--config", "/nowhere.toml"])).0, Some(64));
+    assert_eq!(code(fileaccess(&["serve"])).0, Some(64));
+    assert_eq!(code(fileaccess(&["--help"])).0, Some(0));
+
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let taken = settings(&taken.local_addr().unwrap().to_string(), "http://127.0.0.1:9");
+    let (status, said) = code(serve(folder.path(), &taken, &[]));
+    assert!(status == Some(1) && said.contains("can't listen on"), "{said}");
+}
+
+async fn serve_drains_on_sigterm_and_keeps_secrets_out_of_its_log(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let address = free_port().await;
+    // A store that answers when we say so.
+    let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let text = settings(&address, &format!("http://{}", slow.local_addr().unwrap()));
+    let mut command = serve(folder.path(), &text, &[]);
+    command.env("FILEACCESS_LOG", "debug,hyper=info,h2=info");
+    let mut service = Running::start(command);
+    service.logged("listening");
+    let mut stderr = service.0.stderr.take().unwrap();
+    let log = std::thread::spawn(move || {
+        let mut log = String::new();
+        stderr.read_to_string(&mut log).map(|_| log)
+    });
+
+    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    let mut health = HealthClient::new(channel.clone());
+    let mut api = FileAccessClient::new(channel);
+    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let presigned = api.presign(ask("k", download())).await.unwrap().into_inner();
+
+    let mut lister = api.clone();
+    let list = pb::ListRequest { bucket: "files".into(), ..pb::ListRequest::default() };
+    let running = tokio::spawn(async move { lister.list(list).await });
+    let (mut store, _) = slow.accept().await.unwrap();
+    service.terminate();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    // Draining: whoever comes is still served.
+    api.presign(ask("k", download())).await.unwrap();
+    // After the drain the watch ends; only then does the store answer, and the call still ends well.
+    assert!(watch.message().await.is_ok_and(|m| m.is_none()));
+    let body = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    tokio::io::AsyncWriteExt::write_all(&mut store, answer.as_bytes()).await.unwrap();
+    assert!(running.await.unwrap().is_ok());
+    drop((api, health));
+    let status = tokio::task::spawn_blocking(move || service.0.wait()).await.unwrap().unwrap();
+    assert!(status.success(), "{status:?}");
+
+    let log = log.join().unwrap().unwrap();
+    let signature = presigned.url.split("X-Amz-Signature=").nth(1).unwrap();
+    assert!(log.lines().any(|line| line.contains("\"method\":\"Presign\"")), "spans are logged: {log}");
+    assert!(log.contains("\"code\":\"Ok\"") && log.contains("duration_us"), "{log}");
+    for secret in [signature, "hush-hush-secret"] {
+        assert!(!log.contains(secret), "a secret is in the log: {log}");
+    }
+}
+
+async fn serve_listens_on_a_unix_socket(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("fa.sock");
+    // One that a dead process left behind.
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let address = format!("unix:{}", socket.display());
+    let mut service = Running::start(serve(folder.path(), &settings(&address, "http://127.0.0.1:9"), &[]));
+    service.logged("listening");
+    let request = r#"{"bucket":"files","key":"k","head":{}}"#;
+    let call = grpcurl(&[
+        "-authority",
+        "localhost",
+        "-unix",
+        "-d",
+        request,
+        socket.to_str().unwrap(),
+        "fileaccess.v1.FileAccess/Presign",
+    ]);
+    let answer = output(call).await.unwrap();
+    assert!(answer.contains("\"method\": \"HEAD\""), "{answer}");
+    service.terminate();
+    assert!(service.0.wait().unwrap().success());
+    assert!(!socket.exists());
+}

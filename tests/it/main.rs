@@ -1,0 +1,65 @@
+//! The integration tests: one binary, each test on a stage of its own. What
+//! both the embedded S3 and LocalStack can serve is run on both.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
+
+mod behaviours;
+mod binary;
+mod keys;
+mod localstack;
+mod refusals;
+mod service;
+mod stage;
+mod tools;
+
+use std::pin::Pin;
+
+use libtest_mimic::{Arguments, Trial};
+use stage::Backend;
+
+/// A test's body.
+type Body = Pin<Box<dyn Future<Output = ()>>>;
+/// A test on some S3.
+type Case = (&'static str, fn(Backend) -> Body);
+
+/// Names each function, and makes a [`Case`] of it.
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        vec![$((concat!(module_path!(), "::", stringify!($name)), |backend| Box::pin($name(backend)))),*]
+    };
+}
+pub(crate) use cases;
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    let local = if arguments.list { Ok(()) } else { localstack::shared().map(|_| ()) };
+    let tools = if arguments.list { Ok(()) } else { tools::program("grpcurl").map(|_| ()) };
+    for missing in [local.err(), tools.err()].into_iter().flatten() {
+        eprintln!("SKIPPED, and counted as ignored, for want of a tool: {missing}");
+    }
+
+    for (name, case) in behaviours::cases().into_iter().chain(refusals::cases()) {
+        trials.push(trial(format!("embedded::{name}"), move || case(Backend::Embedded), true));
+        trials.push(trial(format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
+    }
+    for (name, case) in behaviours::localstack_cases() {
+        trials.push(trial(format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
+    }
+    for (name, case) in service::cases().into_iter().chain(keys::cases()) {
+        trials.push(trial(name.to_owned(), move || case(Backend::Embedded), true));
+    }
+    for (name, case) in service::grpcurl_cases().into_iter().chain(binary::cases()) {
+        trials.push(trial(name.to_owned(), move || case(Backend::Embedded), tools.is_ok()));
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn trial(name: String, body: impl FnOnce() -> Body + Send + 'static, can_run: bool) -> Trial {
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(body());
+        Ok(())
+    };
+    Trial::test(name.replace("it::", ""), run).with_ignored_flag(!can_run)
+}
