@@ -67,11 +67,11 @@ impl App {
     /// A replica, its signers' keys looked up once. A signer whose key can't
     /// be had yet answers `UNAVAILABLE`, and is tried again in the background.
     pub async fn start(settings: &Settings, sources: Sources) -> Arc<Self> {
-        let (changes, changed) = watch::channel(());
+        let (tell, changed) = watch::channel(());
         let mut signers = BTreeMap::new();
         for (name, provider) in sources.signers {
             let routes = settings.routes.iter().filter(|r| r.signer == name).cloned().collect();
-            let signer = Arc::new(Signer::new(&name, Kind::Ambient, routes, &settings.buckets, changes.clone()));
+            let signer = Arc::new(Signer::new(&name, Kind::Ambient, routes, &settings.buckets, tell.clone()));
             let next = ambient::refresh(&signer, &provider).await;
             tokio::spawn(ambient::keep(Arc::clone(&signer), provider, next));
             signers.insert(name, signer);

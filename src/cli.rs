@@ -1,6 +1,7 @@
 //! The subcommands, one function each.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -58,12 +59,12 @@ pub struct Failure {
 
 impl Failure {
     /// Bad usage or settings.
-    pub fn usage(message: impl ToString) -> Self {
+    pub fn usage(message: impl fmt::Display) -> Self {
         Self { code: EXIT_USAGE, message: message.to_string() }
     }
 
     /// A failure while running.
-    pub fn running(message: impl ToString) -> Self {
+    pub fn running(message: impl fmt::Display) -> Self {
         Self { code: EXIT_FAILURE, message: message.to_string() }
     }
 }
@@ -92,7 +93,13 @@ pub fn main() -> ExitCode {
         }
         Command::Serve { config, check } => {
             telemetry::init("info");
-            load(&config).and_then(|settings| if check { checked() } else { block_on(serve(settings)) })
+            load(&config).and_then(|settings| {
+                if check {
+                    println!("settings are good");
+                    return Ok(());
+                }
+                block_on(serve(settings))
+            })
         }
     };
     match ended {
@@ -110,11 +117,6 @@ fn load(path: &Path) -> Result<Settings, Failure> {
     let env: BTreeMap<String, String> =
         std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
     Settings::load(&text, &env).map_err(|e| Failure::usage(format!("settings file `{}`:\n{e}", path.display())))
-}
-
-fn checked() -> Result<(), Failure> {
-    println!("settings are good");
-    Ok(())
 }
 
 async fn serve(settings: Settings) -> Result<(), Failure> {

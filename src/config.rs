@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -294,118 +295,129 @@ impl Settings {
 
     /// What no single field can tell.
     fn check(&self, env: &BTreeMap<String, String>) -> Result<(), SettingsError> {
-        let mut faults = Vec::new();
-        let mut fault = |path: String, problem: String| faults.push(Fault { path, problem });
+        let mut faults = Faults::default();
+        self.check_buckets(&mut faults);
+        self.check_signers(&mut faults, env);
+        self.check_routes(&mut faults);
+        self.check_limits(&mut faults);
+        if faults.0.is_empty() { Ok(()) } else { Err(SettingsError(faults.0)) }
+    }
 
+    fn check_buckets(&self, faults: &mut Faults) {
         if self.buckets.is_empty() {
-            fault("buckets".into(), "there is none; add a table like [buckets.photos]".into());
+            faults.add("buckets", "there is none; add a table like [buckets.photos]");
         }
-        for (name, bucket) in &self.buckets {
+        for (name, BucketSettings { bucket, region, endpoint, plain_http, .. }) in &self.buckets {
             let path = format!("buckets.{name}");
-            if !is_s3_name(&bucket.bucket) {
-                fault(
-                    format!("{path}.bucket"),
-                    format!("`{}` is no bucket name: 3 to 63 characters of a-z, 0-9, `-` and `.`", bucket.bucket),
-                );
+            if !is_s3_name(bucket) {
+                let problem = format!("`{bucket}` is no bucket name: 3 to 63 characters of a-z, 0-9, `-` and `.`");
+                faults.add(format!("{path}.bucket"), problem);
             }
-            if bucket.region.is_empty() || !bucket.region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-                fault(
-                    format!("{path}.region"),
-                    format!("`{}` is no region; write it like \"eu-central-1\"", bucket.region),
-                );
+            if region.is_empty() || !region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+                let problem = format!("`{region}` is no region; write it like \"eu-central-1\"");
+                faults.add(format!("{path}.region"), problem);
             }
-            if let Some(endpoint) = &bucket.endpoint {
-                if let Err(problem) = check_endpoint(endpoint, bucket.plain_http) {
-                    fault(format!("{path}.endpoint"), problem);
-                }
+            if let Some(Err(problem)) = endpoint.as_ref().map(|endpoint| check_endpoint(endpoint, *plain_http)) {
+                faults.add(format!("{path}.endpoint"), problem);
             }
         }
+    }
 
+    fn check_signers(&self, faults: &mut Faults, env: &BTreeMap<String, String>) {
         if self.signers.is_empty() {
-            fault("signers".into(), "there is none; add a table like [signers.main]".into());
+            faults.add("signers", "there is none; add a table like [signers.main]");
         }
-        let mut check_source = |path: String, source: &Source| match source {
-            Source::Chain => {}
-            Source::Profile(profile) => {
-                if profile.is_empty() {
-                    fault(format!("{path}.profile"), "is empty; name a profile of the shared AWS files".into());
-                }
-            }
-            Source::Environment(KeyVariables { access_key_id, secret_access_key, session_token }) => {
-                let mut want = |field: &str, variable: &String| {
-                    if env.get(variable).is_none_or(String::is_empty) {
-                        fault(
-                            format!("{path}.environment.{field}"),
-                            format!("the variable `{variable}` is not set; set it to the key"),
-                        );
-                    }
-                };
-                want("access_key_id", access_key_id);
-                want("secret_access_key", secret_access_key);
-                if let Some(variable) = session_token {
-                    want("session_token", variable);
-                }
-            }
-        };
-        check_source("identity".into(), &self.identity);
-        for (name, signer) in &self.signers {
-            let SignerSettings::Ambient { source } = signer;
-            check_source(format!("signers.{name}.source"), source);
+        check_source(faults, "identity", &self.identity, env);
+        for (name, SignerSettings::Ambient { source }) in &self.signers {
+            check_source(faults, &format!("signers.{name}.source"), source, env);
         }
+    }
 
+    fn check_routes(&self, faults: &mut Faults) {
         if self.routes.is_empty() {
-            fault("routes".into(), "there is none; add [[routes]] with a bucket and a signer".into());
+            faults.add("routes", "there is none; add [[routes]] with a bucket and a signer");
         }
         let mut seen = BTreeSet::new();
-        for (n, route) in self.routes.iter().enumerate() {
-            if !self.buckets.contains_key(&route.bucket) {
-                fault(
-                    format!("routes[{n}].bucket"),
-                    format!("there is no bucket `{}`; name one of [buckets]", route.bucket),
-                );
+        for (n, RouteSettings { bucket, prefix, signer }) in self.routes.iter().enumerate() {
+            if !self.buckets.contains_key(bucket) {
+                let problem = format!("there is no bucket `{bucket}`; name one of [buckets]");
+                faults.add(format!("routes[{n}].bucket"), problem);
             }
-            if !self.signers.contains_key(&route.signer) {
-                fault(
-                    format!("routes[{n}].signer"),
-                    format!("there is no signer `{}`; name one of [signers]", route.signer),
-                );
+            if !self.signers.contains_key(signer) {
+                let problem = format!("there is no signer `{signer}`; name one of [signers]");
+                faults.add(format!("routes[{n}].signer"), problem);
             }
-            if !seen.insert((&route.bucket, &route.prefix)) {
-                fault(
-                    format!("routes[{n}]"),
-                    format!(
-                        "bucket `{}` with prefix `{}` has a route already; keep one",
-                        route.bucket,
-                        route.prefix.as_str()
-                    ),
-                );
+            if !seen.insert((bucket, prefix)) {
+                let problem =
+                    format!("bucket `{bucket}` with prefix `{}` has a route already; keep one", prefix.as_str());
+                faults.add(format!("routes[{n}]"), problem);
             }
         }
+    }
 
-        if self.ttl.default > self.ttl.ceiling {
-            let (default, ceiling) = (self.ttl.default.seconds(), self.ttl.ceiling.seconds());
-            fault(
-                "ttl.default".into(),
-                format!("{default} s is above `ttl.ceiling`, {ceiling} s; lower it or raise the ceiling"),
-            );
+    fn check_limits(&self, faults: &mut Faults) {
+        let TtlSettings { default, ceiling } = self.ttl;
+        if default > ceiling {
+            let (default, ceiling) = (default.seconds(), ceiling.seconds());
+            let problem = format!("{default} s is above `ttl.ceiling`, {ceiling} s; lower it or raise the ceiling");
+            faults.add("ttl.default", problem);
         }
+        let mut within = |field: &str, value: usize, range: RangeInclusive<usize>| {
+            if !range.contains(&value) {
+                let problem = format!("{value} must be {} to {}", range.start(), range.end());
+                faults.add(format!("limits.{field}"), problem);
+            }
+        };
         let limits = &self.limits;
-        for (field, zero) in [
-            ("workers", limits.workers > 256),
-            ("connections", limits.connections == 0),
-            ("streams", limits.streams == 0),
-            ("request_bytes", !(1024..=64 << 20).contains(&limits.request_bytes)),
-            ("response_bytes", !(64 << 10..=256 << 20).contains(&limits.response_bytes)),
-            ("deadline", limits.deadline.is_zero()),
-            ("keepalive", limits.keepalive.is_zero()),
-            ("keepalive_timeout", limits.keepalive_timeout.is_zero()),
+        within("workers", limits.workers, 0..=256);
+        within("connections", limits.connections, 1..=1_000_000);
+        within("streams", limits.streams as usize, 1..=10_000);
+        within("request_bytes", limits.request_bytes, 1024..=64 << 20);
+        within("response_bytes", limits.response_bytes, 64 << 10..=256 << 20);
+        for (field, duration) in [
+            ("deadline", limits.deadline),
+            ("keepalive", limits.keepalive),
+            ("keepalive_timeout", limits.keepalive_timeout),
         ] {
-            if zero {
-                fault(format!("limits.{field}"), "is out of range: workers 0 to 256, request_bytes 1024 to 67108864, response_bytes 65536 to 268435456, the others above 0".into());
+            if duration.is_zero() {
+                faults.add(format!("limits.{field}"), "must be more than 0; write it like \"30s\"");
             }
         }
+    }
+}
 
-        if faults.is_empty() { Ok(()) } else { Err(SettingsError(faults)) }
+/// All faults that were found, so that they are told at once.
+#[derive(Default)]
+struct Faults(Vec<Fault>);
+
+impl Faults {
+    fn add(&mut self, path: impl Into<String>, problem: impl Into<String>) {
+        self.0.push(Fault { path: path.into(), problem: problem.into() });
+    }
+}
+
+fn check_source(faults: &mut Faults, path: &str, source: &Source, env: &BTreeMap<String, String>) {
+    match source {
+        Source::Chain => {}
+        Source::Profile(profile) => {
+            if profile.is_empty() {
+                faults.add(format!("{path}.profile"), "is empty; name a profile of the shared AWS files");
+            }
+        }
+        Source::Environment(KeyVariables { access_key_id, secret_access_key, session_token }) => {
+            let named = [
+                ("access_key_id", Some(access_key_id)),
+                ("secret_access_key", Some(secret_access_key)),
+                ("session_token", session_token.as_ref()),
+            ];
+            for (field, variable) in named {
+                let Some(variable) = variable else { continue };
+                if env.get(variable).is_none_or(String::is_empty) {
+                    let problem = format!("the variable `{variable}` is not set; set it to the key");
+                    faults.add(format!("{path}.environment.{field}"), problem);
+                }
+            }
+        }
     }
 }
 

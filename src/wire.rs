@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use aws_credential_types::Credentials;
 use aws_sdk_s3::types::StorageClass;
 use prost_types::Timestamp;
 
@@ -416,7 +417,7 @@ impl From<signers::Found> for pb::Signer {
             generation: key.as_ref().map(|key| key.generation).unwrap_or_default(),
             access_key_id: credentials.map(|c| c.access_key_id().to_owned()).unwrap_or_default(),
             since: key.as_ref().map(|key| timestamp(key.since)),
-            key_expires_at: credentials.and_then(|c| c.expiry()).map(timestamp),
+            key_expires_at: credentials.and_then(Credentials::expiry).map(timestamp),
             routes: routes.collect(),
             unavailable,
         }

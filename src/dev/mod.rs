@@ -67,12 +67,11 @@ impl Dev {
         if !options.s3_listen.ip().is_loopback() {
             return Err(Failure::usage(format!("--s3-listen: `{}` is not loopback", options.s3_listen)));
         }
-        let (root, folder) = match &options.data {
-            Some(data) => (data.clone(), None),
-            None => {
-                let folder = tempfile::Builder::new().prefix("fileaccess-dev-").tempdir().map_err(Failure::running)?;
-                (folder.path().to_owned(), Some(folder))
-            }
+        let (root, folder) = if let Some(data) = &options.data {
+            (data.clone(), None)
+        } else {
+            let folder = tempfile::Builder::new().prefix("fileaccess-dev-").tempdir().map_err(Failure::running)?;
+            (folder.path().to_owned(), Some(folder))
         };
         std::fs::create_dir_all(root.join(BUCKET))
             .map_err(|e| Failure::running(format!("--data `{}`: {e}", root.display())))?;

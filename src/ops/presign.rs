@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_url_never_outlives_its_key() {
-        let minute = Lifetime::new(Duration::from_secs(60)).unwrap();
+        let minute = Lifetime::new(Duration::from_mins(1)).unwrap();
         let life = |end| lifetime(at(10_000), minute, end).map(Lifetime::seconds);
         assert_eq!(life(None), Some(60));
         assert_eq!(life(Some(at(200_000))), Some(60));
@@ -151,6 +151,6 @@ mod tests {
     #[test]
     fn signing_time_is_rounded_down() {
         assert_eq!(floor(at(61_999), Duration::from_secs(1)), at(61_000));
-        assert_eq!(floor(at(61_999), Duration::from_secs(60)), at(60_000));
+        assert_eq!(floor(at(61_999), Duration::from_mins(1)), at(60_000));
     }
 }

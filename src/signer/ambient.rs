@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How soon a source that failed is asked again.
 const RETRY: Duration = Duration::from_secs(5);
 /// How often a key without an end is looked up again.
-const REFRESH: Duration = Duration::from_secs(300);
+const REFRESH: Duration = Duration::from_mins(5);
 
 /// The provider behind a source. Fixed keys are read from the environment
 /// here, once.

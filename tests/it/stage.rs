@@ -207,6 +207,7 @@ pub fn download() -> Operation {
     Operation::Download(pb::Download::default())
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "it is a field's value as it stands in a request")]
 pub fn seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }

@@ -55,11 +55,11 @@ fn environment() -> Result<PathBuf, String> {
 
 fn base_python() -> Result<&'static str, String> {
     let fits = |python: &&str| {
-        let check = "import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 14))";
+        let check = "import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))";
         Command::new(python).args(["-c", check]).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     };
-    ["python3", "python3.11", "python3.12", "python3.13", "python3.10"].into_iter().find(fits).ok_or_else(|| {
-        "the tests' tools need Python 3.10 to 3.13 with venv and pip: install python3 and python3-venv".into()
+    ["python3", "python3.11", "python3.12", "python3.13"].into_iter().find(fits).ok_or_else(|| {
+        "the tests' tools need Python 3.11 to 3.13 with venv and pip: install python3 and python3-venv".into()
     })
 }
 
