@@ -325,7 +325,7 @@ impl Services {
         };
         let code = code(&response);
         let _entered = span.enter();
-        let duration_us = begun.elapsed().as_micros();
+        let duration_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         match code {
             Code::Ok => tracing::debug!(code = ?code, duration_us, "served"),
             Code::Internal | Code::Unknown | Code::DataLoss => tracing::error!(code = ?code, duration_us, "failed"),

@@ -17,7 +17,7 @@ pub fn init(default_filter: &str) {
     let _ = if std::io::stderr().is_terminal() {
         log.with_target(false).try_init()
     } else {
-        log.json().flatten_event(true).with_ansi(false).try_init()
+        log.json().flatten_event(true).with_span_list(false).with_ansi(false).try_init()
     };
 }
 
