@@ -11,12 +11,17 @@
 
 pub mod api;
 pub mod app;
+mod aws;
 pub mod caller;
 pub mod cli;
 pub mod config;
+#[cfg(test)]
+#[path = "../tests/it/contract.rs"]
+mod contract;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod error;
+pub mod issuer;
 pub mod object;
 pub mod ops;
 pub mod pb;
@@ -25,4 +30,5 @@ pub mod server;
 pub mod signer;
 pub mod store;
 pub mod telemetry;
+pub mod vault;
 pub mod wire;

@@ -2,33 +2,16 @@
 //! <https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_access-keys.html>
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use aws_credential_types::Credentials;
 
+use crate::issuer::{IssuerError, KeyFacts, KeyIssuer, Status};
+
 /// AWS's quota of access keys per user.
 pub const MAX_KEYS: usize = 2;
-
-/// Whether S3 honours a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    /// It does.
-    Active,
-    /// It does not, until the key is activated again.
-    Inactive,
-}
-
-/// What can be told of a key. Its secret is told once, when it is made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyFacts {
-    /// The access key id.
-    pub id: String,
-    /// Whether S3 honours it.
-    pub status: Status,
-    /// When it was made.
-    pub created: SystemTime,
-}
 
 /// Why IAM refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +35,12 @@ struct Key {
 /// The users and their keys. Clones share them.
 #[derive(Clone, Default)]
 pub struct MemoryIam(Arc<Mutex<BTreeMap<String, Vec<Key>>>>);
+
+impl fmt::Debug for MemoryIam {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryIam").finish_non_exhaustive()
+    }
+}
 
 impl MemoryIam {
     fn users(&self) -> MutexGuard<'_, BTreeMap<String, Vec<Key>>> {
@@ -135,6 +124,39 @@ impl MemoryIam {
     }
 }
 
+#[tonic::async_trait]
+impl KeyIssuer for MemoryIam {
+    async fn list(&self, user: &str) -> Result<Vec<KeyFacts>, IssuerError> {
+        self.list_access_keys(user).map_err(failed_for_user)
+    }
+
+    async fn create(&self, user: &str) -> Result<Credentials, IssuerError> {
+        self.create_access_key(user, SystemTime::now()).map_err(failed_for_user)
+    }
+
+    async fn set_status(&self, user: &str, id: &str, status: Status) -> Result<(), IssuerError> {
+        match self.set_status(user, id, status) {
+            Err(IamError::NoSuchEntity) if status == Status::Inactive => Ok(()),
+            set => set.map_err(|e| IssuerError::Refused(e.to_string())),
+        }
+    }
+
+    async fn delete(&self, user: &str, id: &str) -> Result<(), IssuerError> {
+        match self.delete_access_key(user, id) {
+            Err(IamError::NoSuchEntity) => Ok(()),
+            deleted => deleted.map_err(|e| IssuerError::Refused(e.to_string())),
+        }
+    }
+}
+
+fn failed_for_user(error: IamError) -> IssuerError {
+    match error {
+        IamError::NoSuchEntity => IssuerError::NoSuchUser,
+        IamError::LimitExceeded => IssuerError::LimitExceeded,
+        IamError::EntityAlreadyExists => IssuerError::Refused(error.to_string()),
+    }
+}
+
 /// `n` characters of `alphabet`, from the thread's cryptographic generator.
 fn pick(n: usize, alphabet: &[u8]) -> String {
     (0..n).map(|_| char::from(alphabet[rand::random_range(0..alphabet.len())])).collect()
@@ -165,5 +187,12 @@ mod tests {
         let left: Vec<_> = iam.list_access_keys("u").unwrap().into_iter().map(|key| key.id).collect();
         assert_eq!(left, [second.access_key_id()]);
         assert!(!format!("{second:?}").contains(second.secret_access_key()));
+    }
+
+    #[tokio::test]
+    async fn memory_issues_by_the_contract() {
+        let iam = MemoryIam::default();
+        iam.create_user("u").unwrap();
+        crate::contract::issuer(&iam, "u").await;
     }
 }

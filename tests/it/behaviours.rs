@@ -333,7 +333,7 @@ async fn a_deactivated_key_kills_its_urls(backend: Backend) {
             let presigned = stage.presign("k", download()).await;
             assert_eq!(stage.send(&presigned, "").await.status, 200);
             let id = stage.iam.list_access_keys(SIGNER_USER).unwrap()[0].id.clone();
-            stage.iam.set_status(SIGNER_USER, &id, fileaccess::dev::iam::Status::Inactive).unwrap();
+            stage.iam.set_status(SIGNER_USER, &id, fileaccess::issuer::Status::Inactive).unwrap();
             assert_eq!(stage.send(&presigned, "").await.status, 403);
         }
         Backend::LocalStack => {

@@ -5,15 +5,19 @@
 
 mod behaviours;
 mod binary;
+mod contract;
 mod keys;
 mod localstack;
 mod refusals;
 mod service;
 mod stage;
 mod tools;
+mod vaults;
 
 use std::pin::Pin;
 
+// `contract` is part of the library's unit tests too, and names them alike.
+use fileaccess::{issuer, vault};
 use libtest_mimic::{Arguments, Trial};
 use stage::Backend;
 
@@ -47,6 +51,9 @@ fn main() {
     }
     for (name, case) in behaviours::localstack_cases() {
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
+    }
+    for (name, case) in vaults::cases() {
+        trials.push(trial(name, move || case(Backend::LocalStack), local.is_ok()));
     }
     for (name, case) in service::cases().into_iter().chain(keys::cases()) {
         trials.push(trial(name, move || case(Backend::Embedded), true));

@@ -1,0 +1,37 @@
+//! What all calls to IAM and Secrets Manager have in common.
+
+use std::time::Duration;
+
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+
+/// Three attempts.
+pub(crate) fn retries() -> RetryConfig {
+    RetryConfig::standard().with_max_attempts(3)
+}
+
+/// How long an attempt may take.
+pub(crate) fn timeouts() -> TimeoutConfig {
+    TimeoutConfig::builder()
+        .connect_timeout(Duration::from_secs(2))
+        .operation_attempt_timeout(Duration::from_secs(5))
+        .build()
+}
+
+/// Whether the same call may go well later: nobody answered, or the service
+/// says that it is its own fault or that it is too much at once.
+pub(crate) fn is_transient<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
+    let Some(response) = error.raw_response() else { return true };
+    let code = error.code().unwrap_or_default();
+    matches!(response.status().as_u16(), 429 | 500..)
+        || code.contains("Throttling")
+        || matches!(
+            code,
+            "RequestLimitExceeded"
+                | "TooManyRequestsException"
+                | "ConcurrentModification"
+                | "EntityTemporarilyUnmodifiable"
+        )
+}
