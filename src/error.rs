@@ -1,7 +1,5 @@
 //! What can go wrong, and the one place where it becomes a gRPC status.
 
-use std::time::Duration;
-
 use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -59,9 +57,6 @@ pub enum Error {
     /// No identity came with the call.
     #[error("the call carries no identity that this listener accepts")]
     NoCaller,
-    /// The caller may not do this.
-    #[error("not granted")]
-    NotGranted,
     /// The signer has no usable key.
     #[error("signer `{signer}` has no usable key at present")]
     SignerUnavailable {
@@ -92,12 +87,6 @@ pub enum Error {
         max: usize,
         /// What the decoder said, for the log.
         detail: String,
-    },
-    /// Too much at once.
-    #[error("too much at once")]
-    Overloaded {
-        /// When it makes sense to come back.
-        retry_after: Duration,
     },
     /// A defect of the service.
     #[error("internal error")]
@@ -134,12 +123,10 @@ impl Error {
             Self::ObjectNotFound => (Code::NotFound, ErrorReason::ObjectNotFound),
             Self::NoRoute(_) => (Code::FailedPrecondition, ErrorReason::NoRoute),
             Self::NoCaller => (Code::Unauthenticated, ErrorReason::NoCaller),
-            Self::NotGranted => (Code::PermissionDenied, ErrorReason::NotGranted),
             Self::SignerUnavailable { .. } => (Code::Unavailable, ErrorReason::SignerUnavailable),
             Self::StoreUnavailable { .. } => (Code::Unavailable, ErrorReason::StoreUnavailable),
             Self::StoreRefused { .. } => (Code::FailedPrecondition, ErrorReason::StoreRefused),
             Self::Deadline => (Code::DeadlineExceeded, ErrorReason::Deadline),
-            Self::Overloaded { .. } => (Code::ResourceExhausted, ErrorReason::Overloaded),
             Self::Internal { .. } => (Code::Internal, ErrorReason::Internal),
         }
     }
@@ -160,9 +147,7 @@ impl Error {
             | Self::ObjectNotFound
             | Self::NoRoute(_)
             | Self::NoCaller
-            | Self::NotGranted
-            | Self::Deadline
-            | Self::Overloaded { .. } => None,
+            | Self::Deadline => None,
         }
     }
 
@@ -184,14 +169,10 @@ impl Error {
             Self::BatchSize { .. } => {
                 details.add_bad_request_violation("requests", self.to_string());
             }
-            Self::Overloaded { retry_after } => {
-                details.set_retry_info(Some(*retry_after));
-            }
             Self::UnknownBucket(_)
             | Self::ObjectNotFound
             | Self::NoRoute(_)
             | Self::NoCaller
-            | Self::NotGranted
             | Self::SignerUnavailable { .. }
             | Self::StoreUnavailable { .. }
             | Self::StoreRefused { .. }
