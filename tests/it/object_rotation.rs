@@ -1,5 +1,6 @@
 //! The URLs of one object end, and no byte of it is lost.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use aws_credential_types::Credentials;
@@ -17,6 +18,7 @@ use fileaccess::pb::presign_request::Operation;
 use fileaccess::rotation::object::{Ask, ObjectRotation, Step, copy, finish, new_key, rotate};
 use fileaccess::store::Store;
 use fileaccess::store::copy::CopyLimits;
+use futures_util::StreamExt as _;
 use sha2::{Digest as _, Sha256};
 
 use crate::stage::{Backend, Stage, download};
@@ -31,6 +33,7 @@ pub fn cases() -> Vec<Case> {
         a_retry_in_parts_goes_on_from_every_half_way_state,
         an_overwritten_source_is_noticed,
         an_overwritten_source_is_noticed_by_a_retry,
+        two_calls_at_once_are_one_rotation,
         an_upload_after_the_end_is_left_alone,
         what_is_not_there_is_not_found,
     ]
@@ -44,6 +47,7 @@ pub fn localstack_cases() -> Vec<Case> {
         many_versions_die,
         a_retry_finds_a_half_deleted_history,
         an_overwritten_version_is_noticed,
+        a_stale_source_is_not_copied,
         hard_keys_move,
         an_upload_left_by_a_crash_is_ended,
     ]
@@ -135,7 +139,7 @@ async fn the_urls_end_and_the_bytes_move(backend: Backend) {
     let before = SystemTime::now();
     let rotation = play.rotate(&ask("dir/report.pdf", "one")).await;
     let new_key = rotation.new_key.as_str();
-    assert!(new_key.starts_with("dir/report-") && new_key.ends_with(".pdf"), "{new_key}");
+    assert!(new_key.starts_with("dir/report-") && new_key.rsplit_once('.').unwrap().1 == "pdf", "{new_key}");
     assert_eq!((rotation.size, rotation.versions_deleted), (6, 1));
     assert_eq!(steps(&rotation), [Step::Copied, Step::Verified, Step::Deleted, Step::Confirmed]);
     assert!(rotation.steps.is_sorted_by_key(|(_, at)| *at));
@@ -183,11 +187,11 @@ async fn what_the_object_carries_is_kept(backend: Backend) {
 }
 
 async fn tags_class_and_encryption_are_kept(_: Backend) {
-    tags_class_and_encryption(b"v".to_vec()).await;
+    Box::pin(tags_class_and_encryption(b"v".to_vec())).await;
 }
 
 async fn tags_class_and_encryption_are_kept_in_parts(_: Backend) {
-    tags_class_and_encryption(large(11 << 20)).await;
+    Box::pin(tags_class_and_encryption(large(11 << 20))).await;
 }
 
 async fn tags_class_and_encryption(body: Vec<u8>) {
@@ -226,11 +230,11 @@ async fn a_large_object_is_copied_in_parts(backend: Backend) {
 }
 
 async fn a_retry_goes_on_from_every_half_way_state(backend: Backend) {
-    half_way(backend, b"precious".to_vec()).await;
+    Box::pin(half_way(backend, b"precious".to_vec())).await;
 }
 
 async fn a_retry_in_parts_goes_on_from_every_half_way_state(backend: Backend) {
-    half_way(backend, large(11 << 20)).await;
+    Box::pin(half_way(backend, large(11 << 20))).await;
 }
 
 async fn half_way(backend: Backend, body: Vec<u8>) {
@@ -264,36 +268,69 @@ async fn half_way(backend: Backend, body: Vec<u8>) {
 
 async fn an_overwritten_source_is_noticed(backend: Backend) {
     let play = Play::new(backend).await;
-    let ask = ask("k", "one");
-    for size in [5, 6 << 20] {
-        play.put("k", &vec![1; size]).await;
+    for (key, size) in [("small", 5), ("large", 6 << 20)] {
+        let ask = ask(key, "one");
+        play.put(key, &vec![1; size]).await;
         let copied = copy(&play.store, &ask).await.unwrap();
-        play.put("k", &vec![2; size]).await;
+        play.put(key, &vec![2; size]).await;
         let error = finish(&play.store, copied).await.unwrap_err();
         assert!(matches!(error, Error::SourceChanged { kept: None }), "{error}");
         assert_eq!(error.code().0, tonic::Code::Aborted);
-        assert_eq!(play.get("k").await.unwrap(), vec![2; size]);
+        assert_eq!(play.get(key).await.unwrap(), vec![2; size]);
         assert_eq!(play.get(new_key(&ask).unwrap().as_str()).await, None);
+        // The same request rotates what is there now.
+        let rotation = play.rotate(&ask).await;
+        assert_eq!(play.get(rotation.new_key.as_str()).await.unwrap(), vec![2; size]);
     }
-    // The same request rotates what is there now.
-    let rotation = play.rotate(&ask).await;
-    assert_eq!(play.get(rotation.new_key.as_str()).await.unwrap(), vec![2; 6 << 20]);
 }
 
 async fn an_overwritten_source_is_noticed_by_a_retry(backend: Backend) {
     let play = Play::new(backend).await;
-    let ask = ask("k", "one");
-    for size in [5, 6 << 20] {
-        play.put("k", &vec![1; size]).await;
+    for (key, size) in [("small", 5), ("large", 6 << 20)] {
+        let ask = ask(key, "one");
+        play.put(key, &vec![1; size]).await;
         drop(copy(&play.store, &ask).await.unwrap());
-        play.put("k", &vec![2; size]).await;
+        play.put(key, &vec![2; size]).await;
         let kept = new_key(&ask).unwrap();
         let error = rotate(&play.store, &ask).await.unwrap_err();
         assert!(matches!(&error, Error::SourceChanged { kept: Some(key) } if *key == kept), "{error}");
         assert!(error.to_string().contains(kept.as_str()));
-        assert_eq!(play.get("k").await.unwrap(), vec![2; size]);
+        assert_eq!(play.get(key).await.unwrap(), vec![2; size]);
         assert_eq!(play.get(kept.as_str()).await.unwrap(), vec![1; size]);
-        play.delete(kept.as_str()).await;
+    }
+}
+
+async fn two_calls_at_once_are_one_rotation(backend: Backend) {
+    let play = Play::new(backend).await;
+    let (store, ask) = (Arc::new(play.store), ask("k", "one"));
+    for round in 0..5_u8 {
+        let put = play.s3.put_object().bucket(&play.stage.bucket).key("k").body(vec![round; 9].into());
+        put.send().await.unwrap();
+        let ask = Ask { request_id: format!("request {round}"), ..ask.clone() };
+        let call = || {
+            let (store, ask) = (Arc::clone(&store), ask.clone());
+            tokio::spawn(async move { rotate(&store, &ask).await.unwrap() })
+        };
+        let (one, two) = (call(), call());
+        let (one, two) = (one.await.unwrap(), two.await.unwrap());
+        assert_eq!((&one.new_key, one.size), (&two.new_key, two.size));
+        let object = play.s3.get_object().bucket(&play.stage.bucket).key(one.new_key.as_str()).send().await.unwrap();
+        assert_eq!(object.body.collect().await.unwrap().to_vec(), [round; 9]);
+    }
+}
+
+async fn a_stale_source_is_not_copied(_: Backend) {
+    let play = Play::new(Backend::LocalStack).await;
+    let to = ObjectKey::parse("copy").unwrap();
+    for (key, size) in [("small", 5), ("large", 11 << 20)] {
+        play.put(key, &vec![1; size]).await;
+        let source = play.store.source(&ObjectKey::parse(key).unwrap()).await.unwrap();
+        play.put(key, &vec![2; size]).await;
+        let error = play.store.copy(&source, &to).await.unwrap_err();
+        assert!(matches!(error, Error::SourceChanged { kept: None }), "{error}");
+        assert_eq!(play.get("copy").await, None);
+        let uploads = play.s3.list_multipart_uploads().bucket(&play.stage.bucket).send().await.unwrap();
+        assert_eq!(uploads.uploads().len(), 0);
     }
 }
 
@@ -349,12 +386,13 @@ async fn every_version_dies(_: Backend) {
 
 async fn many_versions_die(_: Backend) {
     let play = Play::versioned().await;
-    for n in 0..1_010_u32 {
-        play.put("many", &n.to_le_bytes()).await;
-    }
+    let puts = (0..1_009).map(|_| play.put("many", b"older"));
+    let puts: Vec<_> = futures_util::stream::iter(puts).buffer_unordered(16).collect().await;
+    assert_eq!(puts.len(), 1_009);
+    play.put("many", b"last").await;
     let rotation = play.rotate(&ask("many", "one")).await;
     assert_eq!(rotation.versions_deleted, 1_010);
-    assert_eq!(play.get(rotation.new_key.as_str()).await.unwrap(), 1_009_u32.to_le_bytes());
+    assert_eq!(play.get(rotation.new_key.as_str()).await.unwrap(), b"last");
     assert_eq!(play.history("many").await, 1);
 }
 
