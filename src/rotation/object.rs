@@ -124,7 +124,10 @@ pub async fn copy(store: &Store, ask: &Ask) -> Result<Copied, Error> {
             (Some(source), None) => match store.copy(&source, &new_key).await {
                 Ok(()) => {
                     steps.push((Step::Copied, SystemTime::now()));
-                    let copy = store.source(&new_key).await?;
+                    // Another call may have undone it, because the source is another by now.
+                    let Some(copy) = found(store.source(&new_key).await)? else {
+                        return Err(Error::SourceChanged { kept: None });
+                    };
                     if !agree(&source, &copy).unwrap_or(source.facts.size == copy.facts.size) {
                         store.delete_version(&new_key, &version(&copy.facts)).await?;
                         return Err(Error::internal("a copy is not like its source"));

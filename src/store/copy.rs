@@ -12,7 +12,7 @@ use aws_sdk_s3::types::{
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::{Facts, Store, store_error};
+use super::{Facts, Store, not_implemented, store_error};
 use crate::error::Error;
 use crate::object::ObjectKey;
 use crate::ops::upload::tagging;
@@ -97,7 +97,12 @@ impl Store {
     /// [`Error::StoreRefused`].
     pub async fn source(&self, key: &ObjectKey) -> Result<Source, Error> {
         let head = self.look(key, None).await?;
-        Ok(Source { key: key.clone(), facts: Facts::of(&head), head })
+        let facts = Facts::of(&head);
+        if facts.etag.is_empty() {
+            // Nothing would tell it from what overwrites it.
+            return Err(Error::StoreRefused { detail: "the store gives objects no ETag".into() });
+        }
+        Ok(Source { key: key.clone(), facts, head })
     }
 
     /// Copies exactly `source` to `to`, unless there is something: with type,
@@ -230,11 +235,9 @@ impl Store {
             .build())
     }
 
-    /// The source's tags, as `x-amz-tagging` has them.
+    /// The source's tags, as `x-amz-tagging` has them. Their count in the facts
+    /// won't do: who may not read tags is told of none.
     async fn tags(&self, source: &Source) -> Result<Option<String>, Error> {
-        if source.head.tag_count().unwrap_or_default() == 0 {
-            return Ok(None);
-        }
         let tags = self
             .client
             .get_object_tagging()
@@ -242,10 +245,13 @@ impl Store {
             .key(source.key.as_str())
             .set_version_id(source.head.version_id.clone())
             .send()
-            .await
-            .map_err(|e| store_error(&e))?;
-        let pair = |tag: &Tag| (tag.key().to_owned(), tag.value().to_owned());
-        Ok(Some(tagging(&tags.tag_set().iter().map(pair).collect())))
+            .await;
+        let tags = match tags {
+            Err(e) if not_implemented(&e) => return Ok(None),
+            tags => tags.map_err(|e| store_error(&e))?.tag_set,
+        };
+        let tags = tags.into_iter().map(|Tag { key, value, .. }| (key, value)).collect();
+        Ok(Some(tagging(&tags)).filter(|tags| !tags.is_empty()))
     }
 
     /// Ends the uploads to `key` that a crash left half done, if it was one of
@@ -260,7 +266,7 @@ impl Store {
         // One page does: each crash leaves one.
         let uploads = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(key.as_str()).send().await;
         let uploads = match uploads {
-            Err(e) if e.raw_response().is_some_and(|response| response.status().as_u16() == 501) => return Ok(()),
+            Err(e) if not_implemented(&e) => return Ok(()),
             uploads => uploads.map_err(|e| store_error(&e))?,
         };
         for upload in uploads.uploads().iter().filter(|upload| upload.key() == Some(key.as_str())) {

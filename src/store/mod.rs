@@ -215,6 +215,11 @@ fn url_decode(text: &str) -> String {
     percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
+/// Whether the store has no such call.
+fn not_implemented<E>(error: &SdkError<E, HttpResponse>) -> bool {
+    error.raw_response().is_some_and(|response| response.status().as_u16() == 501)
+}
+
 /// What a failed call to S3 means to the caller of this service.
 fn store_error<E>(error: &SdkError<E, HttpResponse>) -> Error
 where

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use aws_sdk_s3::types::{Delete, EncodingType, ObjectIdentifier};
 
-use super::{Store, store_error, url_decode};
+use super::{Store, not_implemented, store_error, url_decode};
 use crate::error::Error;
 use crate::object::ObjectKey;
 
@@ -53,9 +53,7 @@ impl Store {
                 .send()
                 .await;
             let page = match page {
-                Err(e) if e.raw_response().is_some_and(|response| response.status().as_u16() == 501) => {
-                    return Ok(None);
-                }
+                Err(e) if not_implemented(&e) => return Ok(None),
                 page => page.map_err(|e| store_error(&e))?,
             };
             let encoded = page.encoding_type() == Some(&EncodingType::Url);

@@ -8,8 +8,8 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::types::{
-    BucketVersioningStatus, ChecksumAlgorithm, ChecksumMode, ServerSideEncryption, StorageClass,
-    VersioningConfiguration,
+    BucketVersioningStatus, ChecksumAlgorithm, ChecksumMode, ObjectLockConfiguration, ObjectLockEnabled,
+    ObjectLockLegalHold, ObjectLockLegalHoldStatus, ServerSideEncryption, StorageClass, VersioningConfiguration,
 };
 use fileaccess::error::Error;
 use fileaccess::object::{BucketName, ObjectKey};
@@ -48,6 +48,8 @@ pub fn localstack_cases() -> Vec<Case> {
         a_retry_finds_a_half_deleted_history,
         an_overwritten_version_is_noticed,
         a_stale_source_is_not_copied,
+        what_refuses_to_die_leaves_the_current_version_alone,
+        versioning_switched_on_and_off_is_no_matter,
         hard_keys_move,
         an_upload_left_by_a_crash_is_ended,
     ]
@@ -78,10 +80,14 @@ impl Play {
 
     async fn versioned() -> Self {
         let play = Self::new(Backend::LocalStack).await;
-        let on = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
-        let call = play.s3.put_bucket_versioning().bucket(&play.stage.bucket).versioning_configuration(on);
-        call.send().await.unwrap();
+        play.versioning(BucketVersioningStatus::Enabled).await;
         play
+    }
+
+    async fn versioning(&self, status: BucketVersioningStatus) {
+        let versioning = VersioningConfiguration::builder().status(status).build();
+        let call = self.s3.put_bucket_versioning().bucket(&self.stage.bucket).versioning_configuration(versioning);
+        call.send().await.unwrap();
     }
 
     /// Writes an object, and says which version it is.
@@ -439,6 +445,50 @@ async fn an_overwritten_version_is_noticed(_: Backend) {
     let error = finish(&play.store, copied).await.unwrap_err();
     assert!(matches!(error, Error::SourceChanged { kept: None }), "{error}");
     assert_eq!(play.history("k").await, 4);
+}
+
+async fn what_refuses_to_die_leaves_the_current_version_alone(_: Backend) {
+    let play = Play::versioned().await;
+    let locking = ObjectLockConfiguration::builder().object_lock_enabled(ObjectLockEnabled::Enabled).build();
+    let call = play.s3.put_object_lock_configuration().bucket(&play.stage.bucket).object_lock_configuration(locking);
+    call.send().await.unwrap();
+    let old = play.put("k", b"old").await.unwrap();
+    play.put("k", b"current").await;
+    let hold = async |status| {
+        let hold = ObjectLockLegalHold::builder().status(status).build();
+        let call = play.s3.put_object_legal_hold().bucket(&play.stage.bucket).key("k").version_id(&old);
+        call.legal_hold(hold).send().await.unwrap();
+    };
+    hold(ObjectLockLegalHoldStatus::On).await;
+    let error = rotate(&play.store, &ask("k", "one")).await.unwrap_err();
+    assert!(matches!(error, Error::StoreRefused { .. }), "{error}");
+    // Else the old bytes would be what the URLs serve, and what a retry finds.
+    assert_eq!(play.get("k").await.unwrap(), b"current");
+    hold(ObjectLockLegalHoldStatus::Off).await;
+    let rotation = play.rotate(&ask("k", "one")).await;
+    assert_eq!(play.get(rotation.new_key.as_str()).await.unwrap(), b"current");
+    assert_eq!(play.history("k").await, 1);
+}
+
+async fn versioning_switched_on_and_off_is_no_matter(_: Backend) {
+    let play = Play::new(Backend::LocalStack).await;
+    for (key, states) in [
+        ("before", vec![BucketVersioningStatus::Enabled]),
+        ("after", vec![BucketVersioningStatus::Enabled, BucketVersioningStatus::Suspended]),
+    ] {
+        play.put(key, b"first").await;
+        for state in states {
+            play.versioning(state.clone()).await;
+            if key == "after" {
+                play.put(key, format!("{state}").as_bytes()).await;
+            }
+        }
+        let bytes = play.get(key).await.unwrap();
+        let rotation = play.rotate(&ask(key, "one")).await;
+        assert_eq!(play.get(rotation.new_key.as_str()).await.unwrap(), bytes);
+        assert_eq!(play.history(key).await, 1, "{key}");
+        assert_eq!(play.get(key).await, None);
+    }
 }
 
 async fn hard_keys_move(_: Backend) {
