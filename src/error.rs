@@ -4,6 +4,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::object::ObjectKey;
 use crate::pb::ErrorReason;
 
 /// The domain of every `google.rpc.ErrorInfo`.
@@ -51,6 +52,13 @@ pub enum Error {
     /// S3 has no such object or version.
     #[error("there is no such object")]
     ObjectNotFound,
+    /// Someone wrote to the object while it was rotated.
+    #[error("{}", changed(.kept.as_ref()))]
+    SourceChanged {
+        /// Where what was there before is kept. `None`: where it was; nothing
+        /// was deleted.
+        kept: Option<ObjectKey>,
+    },
     /// No route covers the key.
     #[error("no route covers this key in bucket `{0}`")]
     NoRoute(String),
@@ -100,6 +108,17 @@ fn list(violations: &[Violation]) -> String {
     violations.iter().map(|v| v.description.as_str()).collect::<Vec<_>>().join("; ")
 }
 
+fn changed(kept: Option<&ObjectKey>) -> String {
+    match kept {
+        None => "the object was written to while it was copied; nothing was deleted".to_owned(),
+        Some(key) => format!(
+            "the object was written to after it was copied to `{}`; the copy and what was written are both kept, \
+             and another `request_id` rotates the latter",
+            key.as_str()
+        ),
+    }
+}
+
 impl Error {
     /// One wrong field.
     pub fn invalid(field: impl Into<String>, must: impl AsRef<str>) -> Self {
@@ -121,6 +140,7 @@ impl Error {
             Self::Message { .. } => (Code::InvalidArgument, ErrorReason::InvalidMessage),
             Self::UnknownBucket(_) => (Code::NotFound, ErrorReason::UnknownBucket),
             Self::ObjectNotFound => (Code::NotFound, ErrorReason::ObjectNotFound),
+            Self::SourceChanged { .. } => (Code::Aborted, ErrorReason::SourceChanged),
             Self::NoRoute(_) => (Code::FailedPrecondition, ErrorReason::NoRoute),
             Self::NoCaller => (Code::Unauthenticated, ErrorReason::NoCaller),
             Self::SignerUnavailable { .. } => (Code::Unavailable, ErrorReason::SignerUnavailable),
@@ -145,6 +165,7 @@ impl Error {
             | Self::BatchSize { .. }
             | Self::UnknownBucket(_)
             | Self::ObjectNotFound
+            | Self::SourceChanged { .. }
             | Self::NoRoute(_)
             | Self::NoCaller
             | Self::Deadline => None,
@@ -171,6 +192,7 @@ impl Error {
             }
             Self::UnknownBucket(_)
             | Self::ObjectNotFound
+            | Self::SourceChanged { .. }
             | Self::NoRoute(_)
             | Self::NoCaller
             | Self::SignerUnavailable { .. }

@@ -21,6 +21,7 @@ pub mod object;
 pub mod ops;
 pub mod pb;
 pub mod policy;
+pub mod rotation;
 pub mod server;
 pub mod signer;
 pub mod store;

@@ -169,7 +169,7 @@ impl Upload {
 }
 
 /// Tags as `x-amz-tagging` has them: URL query parameters.
-fn tagging(tags: &BTreeMap<String, String>) -> String {
+pub(crate) fn tagging(tags: &BTreeMap<String, String>) -> String {
     let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
     let pairs: Vec<_> = tags.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
     pairs.join("&")

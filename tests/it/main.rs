@@ -7,6 +7,7 @@ mod behaviours;
 mod binary;
 mod keys;
 mod localstack;
+mod object_rotation;
 mod refusals;
 mod service;
 mod stage;
@@ -41,11 +42,11 @@ fn main() {
         eprintln!("SKIPPED, and counted as ignored, for want of a tool: {missing}");
     }
 
-    for (name, case) in behaviours::cases().into_iter().chain(refusals::cases()) {
+    for (name, case) in behaviours::cases().into_iter().chain(refusals::cases()).chain(object_rotation::cases()) {
         trials.push(trial(&format!("embedded::{name}"), move || case(Backend::Embedded), true));
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
     }
-    for (name, case) in behaviours::localstack_cases() {
+    for (name, case) in behaviours::localstack_cases().into_iter().chain(object_rotation::localstack_cases()) {
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
     }
     for (name, case) in service::cases().into_iter().chain(keys::cases()) {

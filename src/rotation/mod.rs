@@ -1,0 +1,3 @@
+//! Revoke by rotation: URLs end because what they depend on is replaced.
+
+pub mod object;
