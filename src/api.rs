@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use crate::app::App;
 use crate::caller::Caller;
-use crate::ops::{list, presign, signers, stat};
+use crate::ops::{list, presign, revoke, signers, stat};
 use crate::pb;
 use crate::pb::file_access_server::FileAccess;
 use crate::wire;
@@ -58,6 +58,13 @@ impl FileAccess for Api {
         let ask = stat::Ask::try_from(request.into_inner())?;
         let permit = self.0.policy.authorize(caller, ask);
         Ok(Response::new(stat::stat(&self.0, permit).await?.into()))
+    }
+
+    async fn revoke(&self, request: Request<pb::RevokeRequest>) -> Answer<pb::RevokeResponse> {
+        let caller = Caller::of(request.extensions())?;
+        let ask = revoke::Ask::try_from(request.into_inner())?;
+        let permit = self.0.policy.authorize(caller, ask);
+        Ok(Response::new(revoke::revoke(&self.0, permit, SystemTime::now()).await?.into()))
     }
 
     async fn list_signers(&self, request: Request<pb::ListSignersRequest>) -> Answer<pb::ListSignersResponse> {

@@ -62,6 +62,15 @@ pub enum Error {
     /// No route covers the key.
     #[error("no route covers this key in bucket `{0}`")]
     NoRoute(String),
+    /// The signer's key is not managed here.
+    #[error("signer `{0}` is ambient: this service does not manage its key, so replace that key where it is managed")]
+    NotRevocable(String),
+    /// No signer signs with the URL's key.
+    #[error("no signer of this service signs with the key of that URL")]
+    ForeignUrl,
+    /// The settings have no such signer.
+    #[error("there is no signer `{0}` in the settings")]
+    UnknownSigner(String),
     /// No identity came with the call.
     #[error("the call carries no identity that this listener accepts")]
     NoCaller,
@@ -142,6 +151,9 @@ impl Error {
             Self::ObjectNotFound => (Code::NotFound, ErrorReason::ObjectNotFound),
             Self::SourceChanged { .. } => (Code::Aborted, ErrorReason::SourceChanged),
             Self::NoRoute(_) => (Code::FailedPrecondition, ErrorReason::NoRoute),
+            Self::NotRevocable(_) => (Code::FailedPrecondition, ErrorReason::NotRevocable),
+            Self::ForeignUrl => (Code::FailedPrecondition, ErrorReason::ForeignUrl),
+            Self::UnknownSigner(_) => (Code::NotFound, ErrorReason::UnknownSigner),
             Self::NoCaller => (Code::Unauthenticated, ErrorReason::NoCaller),
             Self::SignerUnavailable { .. } => (Code::Unavailable, ErrorReason::SignerUnavailable),
             Self::StoreUnavailable { .. } => (Code::Unavailable, ErrorReason::StoreUnavailable),
@@ -167,6 +179,9 @@ impl Error {
             | Self::ObjectNotFound
             | Self::SourceChanged { .. }
             | Self::NoRoute(_)
+            | Self::NotRevocable(_)
+            | Self::ForeignUrl
+            | Self::UnknownSigner(_)
             | Self::NoCaller
             | Self::Deadline => None,
         }
@@ -194,6 +209,9 @@ impl Error {
             | Self::ObjectNotFound
             | Self::SourceChanged { .. }
             | Self::NoRoute(_)
+            | Self::NotRevocable(_)
+            | Self::ForeignUrl
+            | Self::UnknownSigner(_)
             | Self::NoCaller
             | Self::SignerUnavailable { .. }
             | Self::StoreUnavailable { .. }

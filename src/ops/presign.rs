@@ -140,7 +140,8 @@ fn floor(time: SystemTime, window: Duration) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds - seconds % window.as_secs().max(1))
 }
 
-fn millis(time: SystemTime) -> u64 {
+/// Since the Unix epoch, as ULIDs count.
+pub(crate) fn millis(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -6,7 +6,7 @@
 //!
 //! INVARIANT: byte for byte the SDK's answer. Property tests hold it to that,
 //! and so does every replica while it runs: when a key is taken up, and again
-//! for one call in [`CHECK_EVERY`]. A difference is logged as an error, answered
+//! for one call in 1,024. A difference is logged as an error, answered
 //! with what the SDK says, and ends the use of this path for that key.
 
 use std::collections::BTreeMap;

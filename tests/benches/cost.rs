@@ -241,6 +241,9 @@ impl FileAccess for Constant {
     async fn stat(&self, _: Request<pb::StatRequest>) -> Result<Response<pb::StatResponse>, Status> {
         Err(Status::unimplemented("not part of the floor"))
     }
+    async fn revoke(&self, _: Request<pb::RevokeRequest>) -> Result<Response<pb::RevokeResponse>, Status> {
+        Err(Status::unimplemented("not part of the floor"))
+    }
     async fn list_signers(
         &self,
         _: Request<pb::ListSignersRequest>,

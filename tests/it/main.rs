@@ -9,6 +9,7 @@ mod keys;
 mod localstack;
 mod object_rotation;
 mod refusals;
+mod revoke;
 mod service;
 mod stage;
 mod tools;
@@ -42,7 +43,9 @@ fn main() {
         eprintln!("SKIPPED, and counted as ignored, for want of a tool: {missing}");
     }
 
-    for (name, case) in behaviours::cases().into_iter().chain(refusals::cases()).chain(object_rotation::cases()) {
+    for (name, case) in
+        behaviours::cases().into_iter().chain(refusals::cases()).chain(revoke::cases()).chain(object_rotation::cases())
+    {
         trials.push(trial(&format!("embedded::{name}"), move || case(Backend::Embedded), true));
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
     }
