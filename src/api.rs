@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use crate::app::App;
 use crate::caller::Caller;
-use crate::ops::{list, presign, signers, stat};
+use crate::ops::{list, presign, revoke, signers, stat};
 use crate::pb;
 use crate::pb::file_access_server::FileAccess;
 use crate::wire;
@@ -24,7 +24,7 @@ impl FileAccess for Api {
     async fn presign(&self, request: Request<pb::PresignRequest>) -> Answer<pb::PresignResponse> {
         let caller = Caller::of(request.extensions())?;
         let ask = presign::Ask::try_from(request.into_inner())?;
-        let permit = self.0.policy.authorize(caller, ask)?;
+        let permit = self.0.policy.authorize(caller, ask);
         Ok(Response::new(presign::presign(&self.0, permit, SystemTime::now()).await?.into()))
     }
 
@@ -34,9 +34,11 @@ impl FileAccess for Api {
         let mut results = Vec::with_capacity(asks.len());
         for (n, ask) in asks.into_iter().enumerate() {
             self.0.give_way(n).await;
-            let permit = ask.and_then(|ask| self.0.policy.authorize(caller.clone(), ask));
-            let result = match permit {
-                Ok(permit) => presign::presign(&self.0, permit, SystemTime::now()).await,
+            let result = match ask {
+                Ok(ask) => {
+                    let permit = self.0.policy.authorize(caller.clone(), ask);
+                    presign::presign(&self.0, permit, SystemTime::now()).await
+                }
                 Err(error) => Err(error),
             };
             results.push(result.into());
@@ -47,20 +49,27 @@ impl FileAccess for Api {
     async fn list(&self, request: Request<pb::ListRequest>) -> Answer<pb::ListResponse> {
         let caller = Caller::of(request.extensions())?;
         let ask = list::Ask::try_from(request.into_inner())?;
-        let permit = self.0.policy.authorize(caller, ask)?;
+        let permit = self.0.policy.authorize(caller, ask);
         Ok(Response::new(list::list(&self.0, permit, SystemTime::now()).await?.into()))
     }
 
     async fn stat(&self, request: Request<pb::StatRequest>) -> Answer<pb::StatResponse> {
         let caller = Caller::of(request.extensions())?;
         let ask = stat::Ask::try_from(request.into_inner())?;
-        let permit = self.0.policy.authorize(caller, ask)?;
+        let permit = self.0.policy.authorize(caller, ask);
         Ok(Response::new(stat::stat(&self.0, permit).await?.into()))
+    }
+
+    async fn revoke(&self, request: Request<pb::RevokeRequest>) -> Answer<pb::RevokeResponse> {
+        let caller = Caller::of(request.extensions())?;
+        let ask = revoke::Ask::try_from(request.into_inner())?;
+        let permit = self.0.policy.authorize(caller, ask);
+        Ok(Response::new(revoke::revoke(&self.0, permit, SystemTime::now()).await?.into()))
     }
 
     async fn list_signers(&self, request: Request<pb::ListSignersRequest>) -> Answer<pb::ListSignersResponse> {
         let caller = Caller::of(request.extensions())?;
-        let permit = self.0.policy.authorize(caller, signers::Ask)?;
+        let permit = self.0.policy.authorize(caller, signers::Ask);
         Ok(Response::new(signers::signers(&self.0, &permit, SystemTime::now()).into()))
     }
 }

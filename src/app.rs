@@ -12,6 +12,7 @@ use crate::config::{BucketSettings, Limits, Settings, SignerSettings};
 use crate::error::Error;
 use crate::object::{BucketName, Lifetime, ObjectKey, PrefixMap};
 use crate::policy::Policy;
+use crate::rotation::Rotations;
 use crate::signer::{Kind, Signer, ambient};
 use crate::store::Store;
 
@@ -30,6 +31,8 @@ pub struct App {
     pub limits: Limits,
     /// Hears of every change of a signer's key.
     pub changed: watch::Receiver<()>,
+    /// The object rotations under way.
+    pub rotations: Rotations,
     buckets: BTreeMap<BucketName, Bucket>,
 }
 
@@ -83,7 +86,7 @@ impl App {
                     routes.insert(route.prefix.clone(), Arc::clone(signer));
                 }
             }
-            let store = Store::new(bucket, sources.identity.clone());
+            let store = Store::new(bucket, sources.identity.clone()).with_copy_limits(settings.rotation.copy_limits());
             (name.clone(), Bucket { settings: bucket.clone(), store, name: name.clone(), routes })
         };
         Arc::new(Self {
@@ -91,6 +94,7 @@ impl App {
             policy: Policy::new(settings.ttl.ceiling),
             ttl_default: settings.ttl.default,
             limits: settings.limits.clone(),
+            rotations: Rotations::default(),
             changed,
             signers,
         })

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
 use crate::object::{BucketName, Lifetime, Prefix};
+use crate::store::copy::CopyLimits;
 
 /// Variables that begin with this override settings: `FILEACCESS_TTL__DEFAULT`
 /// is `ttl.default`.
@@ -71,6 +72,9 @@ pub struct Settings {
     /// How long URLs live.
     #[serde(default)]
     pub ttl: TtlSettings,
+    /// How URLs are ended by rotation.
+    #[serde(default)]
+    pub rotation: RotationSettings,
     /// What one replica takes on.
     #[serde(default)]
     pub limits: Limits,
@@ -219,6 +223,31 @@ impl Default for TtlSettings {
     }
 }
 
+/// How URLs are ended by rotation.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RotationSettings {
+    /// The largest object, in bytes, that is copied in one request.
+    pub copy_threshold: i64,
+    /// The least size of the parts of what is larger, in bytes.
+    pub copy_part_size: i64,
+}
+
+impl Default for RotationSettings {
+    fn default() -> Self {
+        let CopyLimits { threshold, part_size } = CopyLimits::default();
+        Self { copy_threshold: threshold, copy_part_size: part_size }
+    }
+}
+
+impl RotationSettings {
+    /// As the store has them.
+    #[must_use]
+    pub fn copy_limits(&self) -> CopyLimits {
+        CopyLimits { threshold: self.copy_threshold, part_size: self.copy_part_size }
+    }
+}
+
 /// What one replica takes on.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -356,6 +385,15 @@ impl Settings {
     }
 
     fn check_limits(&self, faults: &mut Faults) {
+        let (mib, gib) = (1 << 20, 1 << 30);
+        for (field, bytes) in
+            [("copy_threshold", self.rotation.copy_threshold), ("copy_part_size", self.rotation.copy_part_size)]
+        {
+            if !(5 * mib..=5 * gib).contains(&bytes) {
+                let problem = format!("{bytes} must be 5 MiB to 5 GiB: 5242880 to 5368709120");
+                faults.add(format!("rotation.{field}"), problem);
+            }
+        }
         let TtlSettings { default, ceiling } = self.ttl;
         if default > ceiling {
             let (default, ceiling) = (default.seconds(), ceiling.seconds());

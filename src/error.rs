@@ -1,11 +1,10 @@
 //! What can go wrong, and the one place where it becomes a gRPC status.
 
-use std::time::Duration;
-
 use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::object::ObjectKey;
 use crate::pb::ErrorReason;
 
 /// The domain of every `google.rpc.ErrorInfo`.
@@ -53,15 +52,36 @@ pub enum Error {
     /// S3 has no such object or version.
     #[error("there is no such object")]
     ObjectNotFound,
+    /// Someone wrote to the object while it was rotated.
+    #[error("{}", changed(.kept.as_ref()))]
+    SourceChanged {
+        /// Where what was there before is kept. `None`: where it was; nothing
+        /// was deleted.
+        kept: Option<ObjectKey>,
+    },
     /// No route covers the key.
     #[error("no route covers this key in bucket `{0}`")]
     NoRoute(String),
+    /// The signer's key is not managed here.
+    #[error("signer `{0}` is ambient: this service does not manage its key, so replace that key where it is managed")]
+    NotRevocable(String),
+    /// No signer signs with the URL's key.
+    #[error("no signer of this service signs with the key of that URL")]
+    ForeignUrl,
+    /// The settings have no such signer.
+    #[error("there is no signer `{0}` in the settings")]
+    UnknownSigner(String),
+    /// Both places of an IAM user are taken by keys that are not this service's.
+    #[error("both access keys of IAM user `{user}` are unknown here: {}; delete one of them if it is not in use", .keys.join(", "))]
+    KeySlotsTaken {
+        /// The user.
+        user: String,
+        /// The ids of the keys.
+        keys: Vec<String>,
+    },
     /// No identity came with the call.
     #[error("the call carries no identity that this listener accepts")]
     NoCaller,
-    /// The caller may not do this.
-    #[error("not granted")]
-    NotGranted,
     /// The signer has no usable key.
     #[error("signer `{signer}` has no usable key at present")]
     SignerUnavailable {
@@ -93,12 +113,6 @@ pub enum Error {
         /// What the decoder said, for the log.
         detail: String,
     },
-    /// Too much at once.
-    #[error("too much at once")]
-    Overloaded {
-        /// When it makes sense to come back.
-        retry_after: Duration,
-    },
     /// A defect of the service.
     #[error("internal error")]
     Internal {
@@ -109,6 +123,17 @@ pub enum Error {
 
 fn list(violations: &[Violation]) -> String {
     violations.iter().map(|v| v.description.as_str()).collect::<Vec<_>>().join("; ")
+}
+
+fn changed(kept: Option<&ObjectKey>) -> String {
+    match kept {
+        None => "the object was written to while it was copied; nothing was deleted".to_owned(),
+        Some(key) => format!(
+            "the object was written to after it was copied to `{}`; the copy and what was written are both kept, \
+             and another `request_id` rotates the latter",
+            key.as_str()
+        ),
+    }
 }
 
 impl Error {
@@ -132,14 +157,17 @@ impl Error {
             Self::Message { .. } => (Code::InvalidArgument, ErrorReason::InvalidMessage),
             Self::UnknownBucket(_) => (Code::NotFound, ErrorReason::UnknownBucket),
             Self::ObjectNotFound => (Code::NotFound, ErrorReason::ObjectNotFound),
+            Self::SourceChanged { .. } => (Code::Aborted, ErrorReason::SourceChanged),
             Self::NoRoute(_) => (Code::FailedPrecondition, ErrorReason::NoRoute),
+            Self::NotRevocable(_) => (Code::FailedPrecondition, ErrorReason::NotRevocable),
+            Self::ForeignUrl => (Code::FailedPrecondition, ErrorReason::ForeignUrl),
+            Self::UnknownSigner(_) => (Code::NotFound, ErrorReason::UnknownSigner),
+            Self::KeySlotsTaken { .. } => (Code::FailedPrecondition, ErrorReason::KeySlotsTaken),
             Self::NoCaller => (Code::Unauthenticated, ErrorReason::NoCaller),
-            Self::NotGranted => (Code::PermissionDenied, ErrorReason::NotGranted),
             Self::SignerUnavailable { .. } => (Code::Unavailable, ErrorReason::SignerUnavailable),
             Self::StoreUnavailable { .. } => (Code::Unavailable, ErrorReason::StoreUnavailable),
             Self::StoreRefused { .. } => (Code::FailedPrecondition, ErrorReason::StoreRefused),
             Self::Deadline => (Code::DeadlineExceeded, ErrorReason::Deadline),
-            Self::Overloaded { .. } => (Code::ResourceExhausted, ErrorReason::Overloaded),
             Self::Internal { .. } => (Code::Internal, ErrorReason::Internal),
         }
     }
@@ -158,11 +186,14 @@ impl Error {
             | Self::BatchSize { .. }
             | Self::UnknownBucket(_)
             | Self::ObjectNotFound
+            | Self::SourceChanged { .. }
             | Self::NoRoute(_)
+            | Self::NotRevocable(_)
+            | Self::ForeignUrl
+            | Self::UnknownSigner(_)
+            | Self::KeySlotsTaken { .. }
             | Self::NoCaller
-            | Self::NotGranted
-            | Self::Deadline
-            | Self::Overloaded { .. } => None,
+            | Self::Deadline => None,
         }
     }
 
@@ -184,14 +215,15 @@ impl Error {
             Self::BatchSize { .. } => {
                 details.add_bad_request_violation("requests", self.to_string());
             }
-            Self::Overloaded { retry_after } => {
-                details.set_retry_info(Some(*retry_after));
-            }
             Self::UnknownBucket(_)
             | Self::ObjectNotFound
+            | Self::SourceChanged { .. }
             | Self::NoRoute(_)
+            | Self::NotRevocable(_)
+            | Self::ForeignUrl
+            | Self::UnknownSigner(_)
+            | Self::KeySlotsTaken { .. }
             | Self::NoCaller
-            | Self::NotGranted
             | Self::SignerUnavailable { .. }
             | Self::StoreUnavailable { .. }
             | Self::StoreRefused { .. }

@@ -1,9 +1,10 @@
-//! FileAccess hands out S3 presigned URLs to internal backends and lists what
-//! is stored. No file byte passes through it.
+//! FileAccess hands out S3 presigned URLs to internal backends, lists what is
+//! stored, and takes URLs back by rotating what they depend on. No file byte
+//! passes through it.
 //!
 //! ```text
-//! bytes ─► api ─► caller ─► wire ─► policy ─► ops/* ─► signer | store ─► wire ─► bytes
-//!          tonic   who?     parse   Permit    verb     SigV4    S3     encode
+//! bytes ─► api ─► caller ─► wire ─► policy ─► ops/* ─► signer | store | rotation ─► wire ─► bytes
+//!          tonic   who?     parse   Permit    verb     SigV4    S3      revoke      encode
 //! ```
 //!
 //! Data flows one way. Every RPC body is the same four lines: who calls,
@@ -26,6 +27,7 @@ pub mod object;
 pub mod ops;
 pub mod pb;
 pub mod policy;
+pub mod rotation;
 pub mod server;
 pub mod signer;
 pub mod store;

@@ -2,7 +2,6 @@
 //! [`Policy::authorize`] makes.
 
 use crate::caller::Caller;
-use crate::error::Error;
 use crate::object::Lifetime;
 
 /// The rules of this replica.
@@ -29,12 +28,10 @@ impl Policy {
         Self { ceiling }
     }
 
-    /// Judges one ask.
-    ///
-    /// # Errors
-    /// [`Error::NotGranted`].
-    pub fn authorize<A>(&self, caller: Caller, ask: A) -> Result<Permit<A>, Error> {
-        Ok(Permit { caller, ask, ceiling: self.ceiling })
+    /// Permits one ask, within the rules.
+    #[must_use]
+    pub fn authorize<A>(&self, caller: Caller, ask: A) -> Permit<A> {
+        Permit { caller, ask, ceiling: self.ceiling }
     }
 }
 

@@ -116,7 +116,9 @@ enum Stream {
 /// Those of starting threads. A connection's own failures end that connection.
 pub async fn run(listener: Listener, app: Arc<App>, shutdown: impl Future<Output = ()>) -> io::Result<()> {
     let health = HealthReporter::new();
-    let services = Services::new(&app, &health)?;
+    let services = Arc::new(Services::new(&app, &health)?);
+    // Before anybody can ask: what is not set yet would be taken for good.
+    set_health(&app, &health, false).await;
     let (draining, drain) = watch::channel(false);
     let report = tokio::spawn(report_health(Arc::clone(&app), health.clone(), drain));
     let workers = Workers::start(&app, &services)?;
@@ -179,7 +181,7 @@ struct Workers {
 
 impl Workers {
     /// With one worker, the calling runtime does the work itself.
-    fn start(app: &Arc<App>, services: &Services) -> io::Result<Self> {
+    fn start(app: &Arc<App>, services: &Arc<Services>) -> io::Result<Self> {
         let count = match app.limits.workers {
             0 => std::thread::available_parallelism()?.get(),
             workers => workers,
@@ -191,7 +193,7 @@ impl Workers {
         for n in 0..count {
             let (lane, connections) = mpsc::unbounded_channel();
             started.lanes.push(lane);
-            let (services, app) = (services.clone(), Arc::clone(app));
+            let (services, app) = (Arc::clone(services), Arc::clone(app));
             if count == 1 {
                 tokio::spawn(serve_lane(connections, services, app));
                 break;
@@ -224,7 +226,7 @@ impl Workers {
 }
 
 /// Serves the connections of one lane until its sender is gone.
-async fn serve_lane(mut connections: mpsc::UnboundedReceiver<Connection>, services: Services, app: Arc<App>) {
+async fn serve_lane(mut connections: mpsc::UnboundedReceiver<Connection>, services: Arc<Services>, app: Arc<App>) {
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         .keep_alive_interval(app.limits.keepalive)
@@ -232,12 +234,12 @@ async fn serve_lane(mut connections: mpsc::UnboundedReceiver<Connection>, servic
         .max_concurrent_streams(app.limits.streams)
         .max_header_list_size(16 << 10);
     while let Some(Connection { accepted: Accepted { stream, caller }, watcher, room }) = connections.recv().await {
-        let services = services.clone();
+        let services = Arc::clone(&services);
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             if let Some(caller) = &caller {
                 request.extensions_mut().insert(caller.clone());
             }
-            let services = services.clone();
+            let services = Arc::clone(&services);
             async move { Ok::<_, Infallible>(services.call(request).await) }
         });
         let http = http.clone();
@@ -264,7 +266,6 @@ async fn serve_lane(mut connections: mpsc::UnboundedReceiver<Connection>, servic
 type Boxed = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
 /// All that one port serves, by the path's first segment.
-#[derive(Clone)]
 struct Services {
     api: FileAccessServer<Api>,
     health: HealthServer<HealthService>,
@@ -296,7 +297,7 @@ impl Services {
         })
     }
 
-    async fn call(mut self, request: Request<Incoming>) -> Response<Body> {
+    async fn call(&self, request: Request<Incoming>) -> Response<Body> {
         fn get<T>(answer: Result<Response<T>, Infallible>) -> Response<T> {
             match answer {
                 Ok(response) => response,
@@ -304,20 +305,20 @@ impl Services {
         }
         match request.uri().path().split('/').nth(1) {
             Some(<FileAccessServer<Api> as NamedService>::NAME) => self.call_api(request).await,
-            Some(<HealthServer<HealthService> as NamedService>::NAME) => get(self.health.call(request).await),
-            Some(REFLECTION) => get(self.reflection.call(request).await),
-            Some(REFLECTION_ALPHA) => get(self.reflection_alpha.call(request).await),
+            Some(<HealthServer<HealthService> as NamedService>::NAME) => get(self.health.clone().call(request).await),
+            Some(REFLECTION) => get(self.reflection.clone().call(request).await),
+            Some(REFLECTION_ALPHA) => get(self.reflection_alpha.clone().call(request).await),
             _ => Status::unimplemented("there is no such service here").into_http(),
         }
     }
 
     /// One RPC: its span, its deadline, and a line of log when it fails.
-    async fn call_api(mut self, request: Request<Incoming>) -> Response<Body> {
+    async fn call_api(&self, request: Request<Incoming>) -> Response<Body> {
         let begun = Instant::now();
         let method = request.uri().path().rsplit('/').next().unwrap_or_default();
         let span = tracing::info_span!("rpc", method);
         let deadline = grpc_timeout(request.headers()).map_or(self.deadline, |asked| asked.min(self.deadline));
-        let answer = tokio::time::timeout(deadline, self.api.call(request)).instrument(span.clone()).await;
+        let answer = tokio::time::timeout(deadline, self.api.clone().call(request)).instrument(span.clone()).await;
         let response = match answer {
             Ok(Ok(response)) => self.explain(response),
             // Tonic's own timeout would say CANCELLED.
@@ -382,11 +383,9 @@ async fn report_health(app: Arc<App>, mut health: HealthReporter, mut draining: 
     let mut changed = app.changed.clone();
     loop {
         changed.mark_unchanged();
-        let serving = app.can_sign(SystemTime::now()) && !*draining.borrow_and_update();
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        health.set_service_status("", status).await;
-        health.set_service_status(<FileAccessServer<Api> as NamedService>::NAME, status).await;
-        if *draining.borrow() {
+        let drains = *draining.borrow_and_update();
+        set_health(&app, &health, drains).await;
+        if drains {
             break;
         }
         tokio::select! {
@@ -399,6 +398,13 @@ async fn report_health(app: Arc<App>, mut health: HealthReporter, mut draining: 
     // Ends the streams of whoever watches.
     health.clear_service_status("").await;
     health.clear_service_status(<FileAccessServer<Api> as NamedService>::NAME).await;
+}
+
+async fn set_health(app: &App, health: &HealthReporter, drains: bool) {
+    let serving = !drains && app.can_sign(SystemTime::now());
+    let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    health.set_service_status("", status).await;
+    health.set_service_status(<FileAccessServer<Api> as NamedService>::NAME, status).await;
 }
 
 #[cfg(test)]

@@ -14,8 +14,9 @@ use crate::ops::delete::Delete;
 use crate::ops::download::Download;
 use crate::ops::head::Head;
 use crate::ops::upload::{Checksum, Encryption, Upload};
-use crate::ops::{list, presign, signers, stat};
+use crate::ops::{list, presign, revoke, signers, stat};
 use crate::pb;
+use crate::rotation::object::Step;
 use crate::signer::Kind;
 use crate::store::{Entry, Facts};
 
@@ -309,6 +310,61 @@ impl TryFrom<pb::StatRequest> for stat::Ask {
             (Some(bucket), Some(key)) => Ok(Self { bucket, key, version_id }),
             _ => Err(Error::internal("a field is missing that no violation names")),
         }
+    }
+}
+
+impl TryFrom<pb::RevokeRequest> for revoke::Ask {
+    type Error = Error;
+
+    fn try_from(request: pb::RevokeRequest) -> Result<Self, Error> {
+        use pb::revoke_request::Target;
+        let mut check = Check::default();
+        let target = match request.target {
+            Some(Target::Signer(name)) => Some(revoke::Target::Signer(name)),
+            Some(Target::Object(pb::ObjectRef { bucket, key })) => {
+                let want = BucketName::parse(&bucket).map_err(|_| "be the name of a bucket of the settings");
+                let bucket = check.take("object.bucket", want);
+                let key = check.take("object.key", ObjectKey::parse(key));
+                bucket.zip(key).map(|(bucket, key)| revoke::Target::Object(bucket, key))
+            }
+            Some(Target::Url(url)) => check.take("url", revoke::key_of_url(&url)).map(revoke::Target::KeyOfUrl),
+            None => {
+                check.wrong("target", "be one of `signer`, `object` and `url`");
+                None
+            }
+        };
+        if request.reason.len() > 1024 || request.reason.chars().any(char::is_control) {
+            check.wrong("reason", "be at most 1,024 bytes without control characters");
+        }
+        let printable = request.request_id.bytes().all(|b| (b'!'..=b'~').contains(&b));
+        if request.request_id.len() > 128 || !printable {
+            check.wrong("request_id", "be at most 128 characters of printable ASCII without spaces");
+        }
+        check.done()?;
+        let target = target.ok_or_else(|| Error::internal("a field is missing that no violation names"))?;
+        let request_id = if request.request_id.is_empty() {
+            ulid::Ulid::from_parts(presign::millis(SystemTime::now()), rand::random()).to_string()
+        } else {
+            request.request_id
+        };
+        Ok(Self { target, reason: request.reason, request_id, dry_run: request.dry_run })
+    }
+}
+
+impl From<revoke::Revoked> for pb::RevokeResponse {
+    fn from(revoked: revoke::Revoked) -> Self {
+        let mut object_rotation =
+            pb::ObjectRotation { new_key: revoked.new_key.as_str().to_owned(), ..pb::ObjectRotation::default() };
+        if let Some(rotation) = revoked.rotation {
+            object_rotation.confirmed_at = Some(timestamp(rotation.confirmed_at));
+            object_rotation.versions_deleted = rotation.versions_deleted;
+            object_rotation.size = rotation.size;
+            let step =
+                |(step, at): (Step, _)| pb::RotationStep { name: step.as_str().to_owned(), at: Some(timestamp(at)) };
+            object_rotation.steps = rotation.steps.into_iter().map(step).collect();
+        }
+        let outcome = Some(pb::revoke_response::Outcome::ObjectRotation(object_rotation));
+        Self { outcome, request_id: revoked.request_id }
     }
 }
 

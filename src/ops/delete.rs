@@ -1,7 +1,10 @@
 //! Presign a removal: `DeleteObject`.
 //! <https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObject.html>
 
+use std::collections::BTreeMap;
+
 use crate::error::Error;
+use crate::signer::fast::Plain;
 use crate::signer::presign::{SignedRequest, Terms};
 
 /// A removal.
@@ -12,7 +15,13 @@ pub struct Delete {
 }
 
 impl Delete {
-    pub(super) async fn sign(&self, terms: &Terms<'_>) -> Result<SignedRequest, Error> {
+    pub(super) fn plain(&self) -> Plain {
+        let mut query = vec![("x-id", "DeleteObject".to_owned())];
+        query.extend(self.version_id.clone().map(|version| ("versionId", version)));
+        Plain { method: "DELETE", query, headers: BTreeMap::new() }
+    }
+
+    pub(super) async fn sdk(&self, terms: &Terms<'_>) -> Result<SignedRequest, Error> {
         let operation = terms
             .client
             .delete_object()

@@ -1,11 +1,13 @@
 //! Presign a download: `GetObject`.
 //! <https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html>
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::error::Error;
+use crate::signer::fast::Plain;
 use crate::signer::presign::{SignedRequest, Terms};
 
 /// A download, and how a browser is to treat the answer.
@@ -63,7 +65,17 @@ impl Download {
         }
     }
 
-    pub(super) async fn sign(&self, terms: &Terms<'_>) -> Result<SignedRequest, Error> {
+    pub(super) fn plain(&self) -> Plain {
+        let mut query = vec![("x-id", "GetObject".to_owned())];
+        let mut with = |name, value: &Option<String>| query.extend(value.clone().map(|value| (name, value)));
+        with("response-cache-control", &self.cache_control);
+        with("response-content-disposition", &self.disposition());
+        with("response-content-type", &self.content_type);
+        with("versionId", &self.version_id);
+        Plain { method: "GET", query, headers: BTreeMap::new() }
+    }
+
+    pub(super) async fn sdk(&self, terms: &Terms<'_>) -> Result<SignedRequest, Error> {
         let operation = terms
             .client
             .get_object()

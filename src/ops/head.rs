@@ -1,7 +1,10 @@
 //! Presign a look at an object's headers: `HeadObject`.
 //! <https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html>
 
+use std::collections::BTreeMap;
+
 use crate::error::Error;
+use crate::signer::fast::Plain;
 use crate::signer::presign::{SignedRequest, Terms};
 
 /// A look at an object's headers.
@@ -12,7 +15,12 @@ pub struct Head {
 }
 
 impl Head {
-    pub(super) async fn sign(&self, terms: &Terms<'_>) -> Result<SignedRequest, Error> {
+    pub(super) fn plain(&self) -> Plain {
+        let query = self.version_id.clone().map(|version| ("versionId", version)).into_iter().collect();
+        Plain { method: "HEAD", query, headers: BTreeMap::new() }
+    }
+
+    pub(super) async fn sdk(&self, terms: &Terms<'_>) -> Result<SignedRequest, Error> {
         let operation = terms
             .client
             .head_object()

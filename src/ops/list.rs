@@ -48,7 +48,7 @@ const BINDING: usize = 16;
 ///
 /// # Errors
 /// [`Error::PageToken`], [`Error::UnknownBucket`], those of the store, and
-/// with `download_ttl` those of [`presign`].
+/// with `download_ttl` those of [`presign()`].
 pub async fn list(app: &App, permit: Permit<Ask>, now: SystemTime) -> Result<Page, Error> {
     let ask = permit.ask();
     let bucket = app.bucket(&ask.bucket)?;

@@ -6,6 +6,7 @@ pub mod download;
 pub mod head;
 pub mod list;
 pub mod presign;
+pub mod revoke;
 pub mod signers;
 pub mod stat;
 pub mod upload;

@@ -13,6 +13,7 @@ use crate::app::App;
 use crate::error::Error;
 use crate::object::{BucketName, Lifetime, ObjectKey};
 use crate::policy::Permit;
+use crate::signer::fast::Plain;
 use crate::signer::presign::{SignedRequest, Terms};
 
 /// One presigned request, as it is asked for.
@@ -41,6 +42,28 @@ pub enum Operation {
     Delete(Delete),
 }
 
+impl Operation {
+    /// The request as the SDK would write it.
+    fn plain(&self) -> Plain {
+        match self {
+            Self::Download(download) => download.plain(),
+            Self::Upload(upload) => upload.plain(),
+            Self::Head(head) => head.plain(),
+            Self::Delete(delete) => delete.plain(),
+        }
+    }
+
+    /// The SDK's own answer.
+    async fn sdk(&self, terms: &Terms<'_>) -> Result<SignedRequest, Error> {
+        match self {
+            Self::Download(download) => download.sdk(terms).await,
+            Self::Upload(upload) => upload.sdk(terms).await,
+            Self::Head(head) => head.sdk(terms).await,
+            Self::Delete(delete) => delete.sdk(terms).await,
+        }
+    }
+}
+
 /// A presigned request, and all that its asker should know of it.
 pub struct Presigned {
     /// What to send.
@@ -64,9 +87,9 @@ pub async fn presign(app: &App, permit: Permit<Ask>, now: SystemTime) -> Result<
     let bucket = app.bucket(&ask.bucket)?;
     let signer = bucket.route(&ask.key)?;
     let key = signer.key(now)?;
-    let client = key
-        .client(&ask.bucket)
-        .ok_or_else(|| Error::internal(format!("signer `{}` has no client for `{}`", signer.name, ask.bucket)))?;
+    let presigner = key
+        .presigner(&ask.bucket)
+        .ok_or_else(|| Error::internal(format!("signer `{}` does not presign for `{}`", signer.name, ask.bucket)))?;
 
     let window = match &ask.operation {
         Operation::Download(Download { cache_window, .. }) => *cache_window,
@@ -89,12 +112,14 @@ pub async fn presign(app: &App, permit: Permit<Ask>, now: SystemTime) -> Result<
         None => Ulid::from_parts(millis(now), rand::random()),
     });
 
+    let client = &presigner.client;
     let terms = Terms { client, bucket: &bucket.settings.bucket, key: &ask.key, start, expires, issue_id };
-    let request = match &ask.operation {
-        Operation::Download(download) => download.sign(&terms).await?,
-        Operation::Upload(upload) => upload.sign(&terms).await?,
-        Operation::Head(head) => head.sign(&terms).await?,
-        Operation::Delete(delete) => delete.sign(&terms).await?,
+    let request = match &presigner.fast {
+        Some(fast) if fast.trusted() => {
+            let request = fast.sign(ask.operation.plain(), &terms)?;
+            if fast.due() { fast.reconcile(request, ask.operation.sdk(&terms).await?) } else { request }
+        }
+        _ => ask.operation.sdk(&terms).await?,
     };
     let left = expires_at.duration_since(now).unwrap_or_default();
     let expires_in = Duration::from_secs(left.as_secs());
@@ -115,7 +140,8 @@ fn floor(time: SystemTime, window: Duration) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds - seconds % window.as_secs().max(1))
 }
 
-fn millis(time: SystemTime) -> u64 {
+/// Since the Unix epoch, as ULIDs count.
+pub(crate) fn millis(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -131,7 +157,137 @@ fn derived_id(permit: &Permit<Ask>, window_start: SystemTime) -> Ulid {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use aws_credential_types::Credentials;
+    use aws_sdk_s3::types::StorageClass;
+    use futures_util::FutureExt as _;
+    use proptest::option::of;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::config::BucketSettings;
+    use crate::ops::upload::{Checksum, Encryption};
+    use crate::signer::Presigner;
+
+    /// What `wire` lets through as a header.
+    fn header() -> impl Strategy<Value = String> {
+        "[!-~]{1,8}( [!-~]{1,8}){0,2}"
+    }
+
+    fn operation() -> impl Strategy<Value = Operation> {
+        let version = || of("[A-Za-z0-9._~+/= -]{1,12}");
+        let download = (of("[^\\pC]{1,12}"), any::<bool>(), of(header()), of(header()), version());
+        let download = download.prop_map(|(filename, inline, content_type, cache_control, version_id)| {
+            Operation::Download(Download {
+                filename,
+                inline,
+                content_type,
+                cache_control,
+                version_id,
+                cache_window: None,
+            })
+        });
+        let checksum = prop_oneof![
+            any::<[u8; 4]>().prop_map(Checksum::Crc32),
+            any::<[u8; 4]>().prop_map(Checksum::Crc32c),
+            any::<[u8; 8]>().prop_map(Checksum::Crc64nvme),
+            any::<[u8; 20]>().prop_map(Checksum::Sha1),
+            any::<[u8; 32]>().prop_map(Checksum::Sha256),
+        ];
+        let encryption = prop_oneof![
+            Just(Encryption::S3),
+            (of("[a-z0-9:/-]{1,30}"), any::<bool>())
+                .prop_map(|(key_id, bucket_key)| Encryption::Kms { key_id, bucket_key }),
+        ];
+        let map = |names: &'static str, values: &'static str| proptest::collection::btree_map(names, values, 0..4);
+        let upload = (
+            (of(header()), of(0..5_u64 << 30), of(checksum), any::<bool>()),
+            (map("[a-z0-9-]{1,8}", "[!-~]{1,8}( [!-~]{1,8}){0,2}"), map("[a-zé+=@ ]{1,8}", "[a-zé+=@ ]{0,8}")),
+            (of(header()), of(header()), of(Just(StorageClass::GlacierIr)), of(encryption)),
+        );
+        let upload = upload.prop_map(|(what, (metadata, tags), how)| {
+            let (content_type, content_length, checksum, create_only) = what;
+            let (cache_control, content_disposition, storage_class, encryption) = how;
+            Operation::Upload(Upload {
+                content_type,
+                content_length,
+                checksum,
+                create_only,
+                metadata,
+                tags,
+                cache_control,
+                content_disposition,
+                storage_class,
+                encryption,
+            })
+        });
+        prop_oneof![
+            download,
+            upload,
+            version().prop_map(|version_id| Operation::Head(Head { version_id })),
+            version().prop_map(|version_id| Operation::Delete(Delete { version_id })),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_fast_path_is_the_sdk_byte_for_byte(
+            operation in operation(),
+            key in "\\PC{1,20}|[a-z/.%+ &]{1,20}",
+            (bucket, endpoint, path_style) in prop_oneof![
+                Just(("photos-prod", None, false)),
+                Just(("photos.prod.eu", None, false)),
+                Just(("photos-prod", None, true)),
+                Just(("photos-prod", Some("http://127.0.0.1:9000"), true)),
+                Just(("photos-prod", Some("https://s3.example.com"), false)),
+            ],
+            token in of("[A-Za-z0-9+/=]{20,60}"),
+            seconds in 1..604_801_u64,
+            id in of(any::<u128>()),
+        ) {
+            let Ok(key) = ObjectKey::parse(key) else { return Ok(()) };
+            let settings = BucketSettings {
+                bucket: bucket.to_owned(),
+                region: "eu-central-1".to_owned(),
+                endpoint: endpoint.map(str::to_owned),
+                path_style,
+                plain_http: false,
+                issue_id: true,
+            };
+            let credentials = Credentials::new("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG", token, None, "test");
+            let start = at(1_790_000_000_000);
+            let presigner = Presigner::new(&settings, credentials, start);
+            let expires = Lifetime::new(Duration::from_secs(seconds)).unwrap();
+            let issue_id = id.map(|random| Ulid::from_parts(1_790_000_000_000, random));
+            let terms = Terms { client: &presigner.client, bucket, key: &key, start, expires, issue_id };
+            let sdk = operation.sdk(&terms).now_or_never().expect("no I/O")?;
+            let fast = presigner.fast.as_ref().expect("the two agree").sign(operation.plain(), &terms)?;
+            prop_assert_eq!(fast.url, sdk.url);
+            prop_assert_eq!(fast.headers, sdk.headers);
+            prop_assert_eq!(fast.method, sdk.method);
+        }
+    }
+
+    #[test]
+    fn a_difference_from_the_sdk_ends_the_fast_path() {
+        let settings = BucketSettings {
+            bucket: "photos-prod".into(),
+            region: "eu-central-1".into(),
+            endpoint: None,
+            path_style: false,
+            plain_http: false,
+            issue_id: true,
+        };
+        let key = Credentials::new("AKIDEXAMPLE", "secret", None, None, "test");
+        let presigner = Presigner::new(&settings, key, at(0));
+        let fast = presigner.fast.as_ref().unwrap();
+        let one = SignedRequest { method: "GET".into(), url: "one".into(), headers: BTreeMap::new() };
+        let other = SignedRequest { url: "other".into(), ..one.clone() };
+        assert!(fast.due() && fast.trusted());
+        assert!(fast.reconcile(one.clone(), one.clone()) == one && fast.trusted());
+        assert!(fast.reconcile(one, other.clone()) == other && !fast.trusted());
+    }
 
     fn at(millis: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(millis)

@@ -10,6 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::error::Error;
+use crate::signer::fast::Plain;
 use crate::signer::presign::{SignedRequest, Terms};
 
 /// An upload in one request. All that is given here is signed.
@@ -53,6 +54,21 @@ pub enum Checksum {
     Sha256([u8; 32]),
 }
 
+impl Checksum {
+    /// As a header of `PutObject`: its name, and its value in Base64.
+    #[must_use]
+    pub fn header(&self) -> (&'static str, String) {
+        let base64 = |bytes: &[u8]| BASE64_STANDARD.encode(bytes);
+        match self {
+            Self::Crc32(sum) => ("x-amz-checksum-crc32", base64(sum)),
+            Self::Crc32c(sum) => ("x-amz-checksum-crc32c", base64(sum)),
+            Self::Crc64nvme(sum) => ("x-amz-checksum-crc64nvme", base64(sum)),
+            Self::Sha1(sum) => ("x-amz-checksum-sha1", base64(sum)),
+            Self::Sha256(sum) => ("x-amz-checksum-sha256", base64(sum)),
+        }
+    }
+}
+
 /// Encryption at rest.
 /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/serv-side-encryption.html>
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +85,40 @@ pub enum Encryption {
 }
 
 impl Upload {
-    pub(super) async fn sign(&self, terms: &Terms<'_>) -> Result<SignedRequest, Error> {
+    pub(super) fn plain(&self) -> Plain {
+        let mut headers = BTreeMap::new();
+        let mut with = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                headers.insert(name.to_owned(), value);
+            }
+        };
+        with("content-type", self.content_type.clone());
+        with("content-length", self.content_length.map(|length| length.to_string()));
+        with("if-none-match", self.create_only.then(|| "*".to_owned()));
+        with("cache-control", self.cache_control.clone());
+        with("content-disposition", self.content_disposition.clone());
+        with("x-amz-storage-class", self.storage_class.as_ref().map(|class| class.as_str().to_owned()));
+        with("x-amz-tagging", (!self.tags.is_empty()).then(|| tagging(&self.tags)));
+        if let Some(checksum) = &self.checksum {
+            let (name, sum) = checksum.header();
+            with(name, Some(sum));
+        }
+        match &self.encryption {
+            None => {}
+            Some(Encryption::S3) => with("x-amz-server-side-encryption", Some("AES256".to_owned())),
+            Some(Encryption::Kms { key_id, bucket_key }) => {
+                with("x-amz-server-side-encryption", Some("aws:kms".to_owned()));
+                with("x-amz-server-side-encryption-aws-kms-key-id", key_id.clone());
+                with("x-amz-server-side-encryption-bucket-key-enabled", bucket_key.then(|| "true".to_owned()));
+            }
+        }
+        for (name, value) in &self.metadata {
+            with(&format!("x-amz-meta-{name}"), Some(value.clone()));
+        }
+        Plain { method: "PUT", query: vec![("x-id", "PutObject".to_owned())], headers }
+    }
+
+    pub(super) async fn sdk(&self, terms: &Terms<'_>) -> Result<SignedRequest, Error> {
         let length = self.content_length.map(i64::try_from).transpose();
         let length = length.map_err(|_| Error::internal("content_length was not checked"))?;
         let mut operation = terms
@@ -96,14 +145,14 @@ impl Upload {
 
     /// By value: an algorithm without a value would bind nothing.
     fn with_checksum(&self, operation: PutObjectFluentBuilder) -> PutObjectFluentBuilder {
-        let base64 = |bytes: &[u8]| BASE64_STANDARD.encode(bytes);
-        match &self.checksum {
-            None => operation,
-            Some(Checksum::Crc32(sum)) => operation.checksum_crc32(base64(sum)),
-            Some(Checksum::Crc32c(sum)) => operation.checksum_crc32_c(base64(sum)),
-            Some(Checksum::Crc64nvme(sum)) => operation.checksum_crc64_nvme(base64(sum)),
-            Some(Checksum::Sha1(sum)) => operation.checksum_sha1(base64(sum)),
-            Some(Checksum::Sha256(sum)) => operation.checksum_sha256(base64(sum)),
+        let Some(checksum) = &self.checksum else { return operation };
+        let (_, sum) = checksum.header();
+        match checksum {
+            Checksum::Crc32(_) => operation.checksum_crc32(sum),
+            Checksum::Crc32c(_) => operation.checksum_crc32_c(sum),
+            Checksum::Crc64nvme(_) => operation.checksum_crc64_nvme(sum),
+            Checksum::Sha1(_) => operation.checksum_sha1(sum),
+            Checksum::Sha256(_) => operation.checksum_sha256(sum),
         }
     }
 
@@ -120,7 +169,7 @@ impl Upload {
 }
 
 /// Tags as `x-amz-tagging` has them: URL query parameters.
-fn tagging(tags: &BTreeMap<String, String>) -> String {
+pub(crate) fn tagging(tags: &BTreeMap<String, String>) -> String {
     let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
     let pairs: Vec<_> = tags.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
     pairs.join("&")

@@ -22,6 +22,7 @@ pub fn cases() -> Vec<Case> {
         serve_refuses_what_is_wrong_by_its_path,
         serve_drains_on_sigterm_and_keeps_secrets_out_of_its_log,
         serve_listens_on_a_unix_socket,
+        serve_takes_keys_from_the_chain_and_from_a_profile,
     ]
 }
 
@@ -228,4 +229,35 @@ async fn serve_listens_on_a_unix_socket(_: Backend) {
     service.terminate();
     assert!(service.0.wait().unwrap().success());
     assert!(!socket.exists());
+}
+
+async fn serve_takes_keys_from_the_chain_and_from_a_profile(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let credentials = folder.path().join("credentials");
+    std::fs::write(&credentials, "[prod]\naws_access_key_id = AKIAFROMPROFILE\naws_secret_access_key = s\n").unwrap();
+    let socket = folder.path().join("fa.sock");
+    let text = settings(&format!("unix:{}", socket.display()), "http://127.0.0.1:9");
+    let fixed = "source = { environment = { access_key_id = 'IT_ID', secret_access_key = 'IT_SECRET' } }";
+    for (source, expect) in [
+        (fixed, "AKIAITSKEY"),
+        ("source = 'chain'", "AKIAFROMCHAIN"),
+        ("source = { profile = 'prod' }", "AKIAFROMPROFILE"),
+    ] {
+        let mut command = serve(folder.path(), &text.replace(fixed, source).replace("'1s'", "'0s'"), &[]);
+        command.env("AWS_ACCESS_KEY_ID", "AKIAFROMCHAIN").env("AWS_SECRET_ACCESS_KEY", "s");
+        command.env("AWS_SHARED_CREDENTIALS_FILE", &credentials).env("AWS_CONFIG_FILE", "/nowhere");
+        let mut service = Running::start(command);
+        service.logged("listening");
+        let call = grpcurl(&[
+            "-authority",
+            "localhost",
+            "-unix",
+            socket.to_str().unwrap(),
+            "fileaccess.v1.FileAccess/ListSigners",
+        ]);
+        let listed = output(call).await.unwrap();
+        assert!(listed.contains(&format!("\"accessKeyId\": \"{expect}\"")), "{source}: {listed}");
+        service.terminate();
+        assert!(service.0.wait().unwrap().success());
+    }
 }

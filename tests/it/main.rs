@@ -8,8 +8,11 @@ mod binary;
 mod contract;
 mod keys;
 mod localstack;
+mod object_rotation;
 mod refusals;
+mod revoke;
 mod service;
+mod signer_rotation;
 mod stage;
 mod tools;
 mod vaults;
@@ -45,11 +48,17 @@ fn main() {
         eprintln!("SKIPPED, and counted as ignored, for want of a tool: {missing}");
     }
 
-    for (name, case) in behaviours::cases().into_iter().chain(refusals::cases()) {
+    for (name, case) in behaviours::cases()
+        .into_iter()
+        .chain(refusals::cases())
+        .chain(revoke::cases())
+        .chain(signer_rotation::cases())
+        .chain(object_rotation::cases())
+    {
         trials.push(trial(&format!("embedded::{name}"), move || case(Backend::Embedded), true));
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
     }
-    for (name, case) in behaviours::localstack_cases() {
+    for (name, case) in behaviours::localstack_cases().into_iter().chain(object_rotation::localstack_cases()) {
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
     }
     for (name, case) in vaults::cases() {

@@ -3,10 +3,14 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
+use aws_credential_types::Credentials;
 use fileaccess::pb;
 use fileaccess::pb::file_access_client::FileAccessClient;
 use hyper_util::rt::TokioExecutor;
 use tokio::net::TcpListener;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
 use crate::stage::{Backend, Stage, ask, download, seconds};
@@ -22,6 +26,7 @@ pub fn cases() -> Vec<Case> {
         deadlines_are_honoured,
         a_message_that_is_none_or_too_large_is_refused_with_a_reason,
         signers_are_listed,
+        health_tells_that_no_signer_can_sign,
     ]
 }
 
@@ -181,6 +186,18 @@ async fn signers_are_listed(backend: Backend) {
     assert_eq!((signer.name.as_str(), signer.kind(), signer.generation), ("main", pb::SignerKind::Ambient, 1));
     assert_eq!(signer.routes, [pb::Route { bucket: "files".into(), prefix: String::new() }]);
     assert!(signer.access_key_id.starts_with("AKIA") && signer.since.is_some() && signer.unavailable.is_empty());
+}
+
+async fn health_tells_that_no_signer_can_sign(backend: Backend) {
+    let ended = Credentials::new("ASIAENDED", "secret", Some("token".into()), Some(SystemTime::now()), "test");
+    for (key, expect) in [(None, ServingStatus::Serving), (Some(ended), ServingStatus::NotServing)] {
+        let stage = Stage::with(backend, "", key).await;
+        let mut health = HealthClient::new(stage.channel.clone());
+        for service in ["", "fileaccess.v1.FileAccess"] {
+            let request = HealthCheckRequest { service: service.into() };
+            assert_eq!(health.check(request).await.unwrap().into_inner().status(), expect);
+        }
+    }
 }
 
 /// What a program says to standard output, if it succeeds, and else all it says.

@@ -1,5 +1,8 @@
 //! The S3 calls that are not presigning, made with the service's own identity.
 
+pub mod copy;
+pub mod versions;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
@@ -7,6 +10,7 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::types::{ChecksumMode, ChecksumType, EncodingType};
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
@@ -16,6 +20,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use percent_encoding::percent_decode_str;
 
+use self::copy::CopyLimits;
 use crate::config::BucketSettings;
 use crate::error::Error;
 use crate::object::{ObjectKey, Prefix};
@@ -33,6 +38,7 @@ pub fn http_client() -> SharedHttpClient {
 pub struct Store {
     client: aws_sdk_s3::Client,
     bucket: String,
+    copy_limits: CopyLimits,
 }
 
 /// One object of a listing.
@@ -95,7 +101,17 @@ impl Store {
             .retry_config(RetryConfig::standard().with_max_attempts(3))
             .timeout_config(timeouts)
             .build();
-        Self { client: aws_sdk_s3::Client::from_conf(config), bucket: bucket.bucket.clone() }
+        Self {
+            client: aws_sdk_s3::Client::from_conf(config),
+            bucket: bucket.bucket.clone(),
+            copy_limits: CopyLimits::default(),
+        }
+    }
+
+    /// The same access, with other limits for its copies.
+    #[must_use]
+    pub fn with_copy_limits(self, copy_limits: CopyLimits) -> Self {
+        Self { copy_limits, ..self }
     }
 
     /// One page under `prefix`, from S3's continuation token `from` on.
@@ -146,8 +162,11 @@ impl Store {
     /// [`Error::ObjectNotFound`], [`Error::StoreUnavailable`],
     /// [`Error::StoreRefused`].
     pub async fn head(&self, key: &ObjectKey, version_id: Option<String>) -> Result<Facts, Error> {
-        let head = self
-            .client
+        Ok(Facts::of(&self.look(key, version_id).await?))
+    }
+
+    async fn look(&self, key: &ObjectKey, version_id: Option<String>) -> Result<HeadObjectOutput, Error> {
+        self.client
             .head_object()
             .bucket(&self.bucket)
             .key(key.as_str())
@@ -155,11 +174,16 @@ impl Store {
             .checksum_mode(ChecksumMode::Enabled)
             .send()
             .await
-            .map_err(|e| store_error(&e))?;
+            .map_err(|e| store_error(&e))
+    }
+}
+
+impl Facts {
+    fn of(head: &HeadObjectOutput) -> Self {
         // S3 leaves the type out for checksums from before it had types: those
         // of a multipart object end in `-PARTS`, and don't decode.
         let whole = head.checksum_type() != Some(&ChecksumType::Composite);
-        Ok(Facts {
+        Self {
             size: head.content_length().unwrap_or_default(),
             etag: head.e_tag().unwrap_or_default().to_owned(),
             last_modified: head.last_modified().and_then(|time| (*time).try_into().ok()),
@@ -178,7 +202,7 @@ impl Store {
             version_id: head.version_id().unwrap_or_default().to_owned(),
             metadata: head.metadata().into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
             storage_class: head.storage_class().map(|class| class.as_str().to_owned()).unwrap_or_default(),
-        })
+        }
     }
 }
 
@@ -189,6 +213,11 @@ fn decode_sum<const N: usize>(sum: Option<&str>) -> Option<[u8; N]> {
 /// What `encoding-type=url` does, undone: form encoding, where `+` is a space.
 fn url_decode(text: &str) -> String {
     percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
+}
+
+/// Whether the store has no such call.
+fn not_implemented<E>(error: &SdkError<E, HttpResponse>) -> bool {
+    error.raw_response().is_some_and(|response| response.status().as_u16() == 501)
 }
 
 /// What a failed call to S3 means to the caller of this service.
@@ -202,6 +231,8 @@ where
         // Wrong settings, not a missing object.
         (404, Some("NoSuchBucket")) => Error::StoreRefused { detail },
         (404, _) => Error::ObjectNotFound,
+        // Only copies and their clean-up set conditions.
+        (412, _) | (409, Some("ConditionalRequestConflict")) => Error::SourceChanged { kept: None },
         (429 | 500.., _) => Error::StoreUnavailable { detail },
         _ => Error::StoreRefused { detail },
     }

@@ -1,0 +1,121 @@
+//! `Revoke`: ends URLs that are already out.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use percent_encoding::percent_decode_str;
+
+use crate::app::App;
+use crate::error::Error;
+use crate::object::{BucketName, ObjectKey};
+use crate::policy::Permit;
+use crate::rotation::object::{self, ObjectRotation};
+use crate::signer::Signer;
+
+/// A revoke, as it is asked for.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Which URLs are to end.
+    pub target: Target,
+    /// Why, for the log.
+    pub reason: String,
+    /// Who asks again with the same id goes on with the same rotation.
+    pub request_id: String,
+    /// Change nothing.
+    pub dry_run: bool,
+}
+
+/// Which URLs are to end.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// All that a signer has signed.
+    Signer(String),
+    /// The downloads of one object.
+    Object(BucketName, ObjectKey),
+    /// All that the signer of this URL has signed. Only the access key id of
+    /// the URL is kept.
+    KeyOfUrl(String),
+}
+
+/// What was done, or would be.
+pub struct Revoked {
+    /// The id to ask again with.
+    pub request_id: String,
+    /// Where the object is, or would be.
+    pub new_key: ObjectKey,
+    /// What was done. `None` with `dry_run`.
+    pub rotation: Option<ObjectRotation>,
+}
+
+/// Ends the URLs that the permit allows to end, and waits for the proof. A
+/// rotation that has begun goes on when nobody waits for it any more.
+///
+/// # Errors
+/// [`Error::NotRevocable`], [`Error::ForeignUrl`], [`Error::UnknownSigner`],
+/// [`Error::UnknownBucket`], and those of [`object::rotate`].
+pub async fn revoke(app: &Arc<App>, permit: Permit<Ask>, now: SystemTime) -> Result<Revoked, Error> {
+    let Ask { target, reason, request_id, dry_run } = permit.ask();
+    let (bucket, key) = match target {
+        Target::Object(bucket, key) => (bucket, key),
+        Target::Signer(name) => {
+            let signer = app.signers.get(name).ok_or_else(|| Error::UnknownSigner(name.clone()))?;
+            return Err(not_revocable(signer));
+        }
+        Target::KeyOfUrl(id) => {
+            let signs = |signer: &&Arc<Signer>| signer.key(now).is_ok_and(|key| key.credentials.access_key_id() == id);
+            let signer = app.signers.values().find(signs).ok_or(Error::ForeignUrl)?;
+            return Err(not_revocable(signer));
+        }
+    };
+    let ask = object::Ask { key: key.clone(), request_id: request_id.clone() };
+    let new_key = object::new_key(&ask)?;
+    if *dry_run {
+        let source = app.bucket(bucket)?.store.head(key, None).await;
+        return source.map(|_| Revoked { request_id: request_id.clone(), new_key, rotation: None });
+    }
+    tracing::info!(caller = permit.caller().as_str(), %bucket, key = key.as_str(), reason, request_id, "revoking an object");
+    let rotation = app.rotations.rotate(app, bucket.clone(), ask).await?;
+    tracing::info!(%bucket, key = key.as_str(), new_key = rotation.new_key.as_str(), request_id, "object revoked");
+    Ok(Revoked { request_id: request_id.clone(), new_key, rotation: Some(rotation) })
+}
+
+fn not_revocable(signer: &Signer) -> Error {
+    Error::NotRevocable(signer.name.clone())
+}
+
+/// The access key id of a presigned URL: the first part of its credential
+/// scope, `X-Amz-Credential`.
+///
+/// # Errors
+/// What would be right.
+pub fn key_of_url(url: &str) -> Result<String, &'static str> {
+    let want = "be a presigned URL, with its `X-Amz-Credential`";
+    let (_, query) = url.split_once('?').ok_or(want)?;
+    let credential = query.split('&').find_map(|pair| pair.strip_prefix("X-Amz-Credential=")).ok_or(want)?;
+    let credential = percent_decode_str(credential).decode_utf8().map_err(|_| want)?;
+    match credential.split_once('/') {
+        Some((id, _)) if !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric()) => Ok(id.to_owned()),
+        _ => Err(want),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_of_a_url_is_read_with_or_without_its_signature() {
+        let url = "https://b.s3.amazonaws.com/k?x-id=GetObject&X-Amz-Credential=AKIA1%2F20261124%2Fus-east-1%2Fs3%2Faws4_request";
+        assert_eq!(key_of_url(url), Ok("AKIA1".into()));
+        assert_eq!(key_of_url(&format!("{url}&X-Amz-Signature=abc")), Ok("AKIA1".into()));
+        for wrong in [
+            "",
+            "https://b/k",
+            "https://b/k?a=b",
+            "https://b/k?X-Amz-Credential=%2Fx",
+            "https://b/k?X-Amz-Credential=a",
+        ] {
+            assert!(key_of_url(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The rotation of an `iam-user` signer's key, as a library: on the embedded
+//! IAM with a vault in memory, and on LocalStack's IAM and Secrets Manager.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use fileaccess::config::BucketSettings;
+use fileaccess::error::Error;
+use fileaccess::issuer::{Iam, KeyIssuer, Status};
+use fileaccess::object::{Lifetime, ObjectKey};
+use fileaccess::rotation::driver::{Done, Driver, Pace, SignerRotation};
+use fileaccess::rotation::plan::Goal;
+use fileaccess::rotation::probe::Probe;
+use fileaccess::signer::Presigner;
+use fileaccess::signer::presign::{SignedRequest, Terms};
+use fileaccess::vault::memory::Memory;
+use fileaccess::vault::secrets_manager::SecretsManager;
+use fileaccess::vault::{Held, Vault, VaultError};
+use tokio::sync::watch;
+
+use crate::stage::{Backend, Stage};
+use crate::{Case, cases};
+
+pub fn cases() -> Vec<Case> {
+    cases![
+        a_planned_rotation_never_leaves_a_gap,
+        an_immediate_rotation_kills_first,
+        whoever_looks_next_goes_on_after_a_crash,
+        a_key_lost_between_iam_and_the_vault_is_cleaned_up,
+        keys_of_somebody_else_are_named_and_left_alone,
+    ]
+}
+
+const PACE: Pace =
+    Pace { lease: Duration::from_millis(300), orphan_age: Duration::from_secs(1), poll: Duration::from_millis(10) };
+
+/// A signer's user, with its vault and the S3 that honours its keys.
+struct Scene {
+    stage: Stage,
+    user: String,
+    vault: Arc<dyn Vault>,
+    issuer: Arc<dyn KeyIssuer>,
+    bucket: BucketSettings,
+}
+
+impl Scene {
+    async fn new(backend: Backend) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let user = format!("rotated-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let stage = Stage::new(backend).await;
+        stage.put("any", "object").await;
+        let (vault, issuer): (Arc<dyn Vault>, Arc<dyn KeyIssuer>) = match backend {
+            Backend::Embedded => {
+                stage.iam.create_user(&user).unwrap();
+                (Arc::new(Memory::default()), Arc::new(stage.iam.clone()))
+            }
+            Backend::LocalStack => {
+                crate::behaviours::iam(&stage.endpoint, "CreateUser", &[("UserName", &user)]).await;
+                let root = || SharedCredentialsProvider::new(Credentials::new("test", "test", None, None, "test"));
+                let endpoint = Some(stage.endpoint.clone());
+                let vault = SecretsManager::new(&user, "us-east-1", endpoint.clone(), root());
+                (Arc::new(vault), Arc::new(Iam::new("us-east-1", endpoint, root())))
+            }
+        };
+        let bucket = BucketSettings {
+            bucket: stage.bucket.clone(),
+            region: "us-east-1".into(),
+            endpoint: Some(stage.endpoint.clone()),
+            path_style: true,
+            plain_http: false,
+            issue_id: true,
+        };
+        Self { stage, user, vault, issuer, bucket }
+    }
+
+    fn driver(&self) -> Driver {
+        let key = ObjectKey::parse("any").unwrap();
+        Driver {
+            user: self.user.clone(),
+            vault: Arc::clone(&self.vault),
+            issuer: Arc::clone(&self.issuer),
+            probe: Probe::new(self.stage.http.clone(), self.bucket.clone(), key),
+            pace: PACE,
+        }
+    }
+
+    /// Carries out `goal`, with a version id of its own.
+    async fn drive(&self, goal: &Goal) -> Result<Option<SignerRotation>, Error> {
+        self.driver().drive(goal, &version(), &watch::channel(Vec::new()).0).await
+    }
+
+    /// The key that signs, made if need be, and a URL that it has signed.
+    async fn current(&self) -> (Credentials, String) {
+        assert!(self.drive(&Goal::Finish).await.unwrap().is_none());
+        let key = self.vault.read().await.unwrap().current.expect("a current key").key;
+        let url = self.url(&key).await;
+        assert_eq!(self.fetch(&url).await, 200);
+        (key, url)
+    }
+
+    async fn url(&self, key: &Credentials) -> String {
+        let presigner = Presigner::new(&self.bucket, key.clone(), SystemTime::now());
+        let object = ObjectKey::parse("any").unwrap();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let terms = Terms {
+            client: &presigner.client,
+            bucket: &self.bucket.bucket,
+            key: &object,
+            start: SystemTime::UNIX_EPOCH + Duration::from_secs(now),
+            expires: Lifetime::new(Duration::from_hours(1)).unwrap(),
+            issue_id: None,
+        };
+        let get = terms.client.get_object().bucket(terms.bucket).key("any");
+        SignedRequest::from_sdk(get.presigned(terms.config().unwrap()).await).unwrap().url
+    }
+
+    async fn fetch(&self, url: &str) -> u16 {
+        self.stage.http.get(url).send().await.unwrap().status().as_u16()
+    }
+
+    /// What must hold whenever a rotation has come to its end.
+    async fn is_clean(&self, old: &Credentials, old_url: &str) {
+        let held = self.vault.read().await.unwrap();
+        let current = held.current.expect("a current key").key;
+        assert_ne!(current.access_key_id(), old.access_key_id());
+        assert!(held.pending.is_none());
+        let keys = self.issuer.list(&self.user).await.unwrap();
+        let keys: Vec<_> = keys.iter().map(|key| (key.id.as_str(), key.status)).collect();
+        assert_eq!(keys, [(current.access_key_id(), Status::Active)]);
+        assert_eq!(self.fetch(old_url).await, 403);
+        assert_eq!(self.fetch(&self.url(&current).await).await, 200);
+    }
+}
+
+/// An id that the vault accepts: 32 characters.
+fn version() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+fn replace(key: &Credentials, immediate: bool) -> Goal {
+    Goal::Replace { key: key.access_key_id().to_owned(), immediate }
+}
+
+fn names(steps: &[Done]) -> Vec<&'static str> {
+    steps.iter().map(|done| done.step).collect()
+}
+
+async fn a_planned_rotation_never_leaves_a_gap(backend: Backend) {
+    let scene = Scene::new(backend).await;
+    let (old, url) = scene.current().await;
+    let (tell, mut told) = watch::channel(Vec::new());
+    let (goal, driver, id) = (replace(&old, false), scene.driver(), version());
+    let rotating = tokio::spawn(async move { driver.drive(&goal, &id, &tell).await });
+    // Until it is deactivated, the old URL works; the new key is current long before.
+    let promoted = told.wait_for(|steps: &Vec<Done>| names(steps).contains(&"promoted")).await.unwrap().clone();
+    assert_eq!(names(&promoted), ["created", "accepted", "promoted"]);
+    assert_eq!(scene.fetch(&url).await, 200);
+    let rotation = rotating.await.unwrap().unwrap().expect("a rotation");
+    assert_eq!(names(&rotation.steps), ["created", "accepted", "promoted", "deactivated", "refused", "deleted"]);
+    let at = |step| rotation.steps.iter().find(|done| done.step == step).unwrap().at;
+    assert!(at("deactivated").duration_since(at("promoted")).unwrap() >= PACE.lease);
+    assert!(rotation.confirmed_at >= at("deactivated") && rotation.confirmed_at <= at("deleted"));
+    assert_eq!(rotation.old_key, old.access_key_id());
+    scene.is_clean(&old, &url).await;
+    // The same again is done at once, and proven again.
+    let again = scene.drive(&replace(&old, false)).await.unwrap().expect("a proof");
+    assert_eq!((again.new_key, again.steps), (rotation.new_key, Vec::new()));
+}
+
+async fn an_immediate_rotation_kills_first(backend: Backend) {
+    let scene = Scene::new(backend).await;
+    let (old, url) = scene.current().await;
+    let rotation = scene.drive(&replace(&old, true)).await.unwrap().expect("a rotation");
+    assert_eq!(names(&rotation.steps), ["deactivated", "created", "accepted", "promoted", "refused", "deleted"]);
+    scene.is_clean(&old, &url).await;
+}
+
+async fn whoever_looks_next_goes_on_after_a_crash(backend: Backend) {
+    for immediate in [false, true] {
+        for boundary in 1..=6 {
+            let scene = Scene::new(backend).await;
+            let (old, url) = scene.current().await;
+            let (tell, mut told) = watch::channel(Vec::new());
+            let (goal, driver, id) = (replace(&old, immediate), scene.driver(), version());
+            let crashing = tokio::spawn(async move { driver.drive(&goal, &id, &tell).await });
+            // It may have gone on a little by the time it is gone: a crash has no manners.
+            told.wait_for(|steps: &Vec<Done>| steps.len() >= boundary).await.unwrap();
+            crashing.abort();
+            let _ = crashing.await;
+            // Another replica knows of no goal, and only leaves nothing half done.
+            scene.drive(&Goal::Finish).await.unwrap();
+            scene.is_clean(&old, &url).await;
+        }
+    }
+}
+
+/// A vault that never answers when it is to store.
+#[derive(Debug)]
+struct Stuck(Arc<dyn Vault>);
+
+#[tonic::async_trait]
+impl Vault for Stuck {
+    async fn read(&self) -> Result<Held, VaultError> {
+        self.0.read().await
+    }
+    async fn stage(&self, _: &str, _: &Credentials) -> Result<(), VaultError> {
+        std::future::pending().await
+    }
+    async fn promote(&self, from: Option<&str>, to: &str) -> Result<(), VaultError> {
+        self.0.promote(from, to).await
+    }
+    async fn unstage(&self, id: &str) -> Result<(), VaultError> {
+        self.0.unstage(id).await
+    }
+}
+
+async fn a_key_lost_between_iam_and_the_vault_is_cleaned_up(backend: Backend) {
+    let scene = Scene::new(backend).await;
+    let (old, url) = scene.current().await;
+    let stuck = Driver { vault: Arc::new(Stuck(Arc::clone(&scene.vault))), ..scene.driver() };
+    let goal = replace(&old, false);
+    let crashing = tokio::spawn(async move { stuck.drive(&goal, &version(), &watch::channel(Vec::new()).0).await });
+    while scene.issuer.list(&scene.user).await.unwrap().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    crashing.abort();
+    let _ = crashing.await;
+    // The orphan is waited for while it is young, then deleted; the rotation goes on.
+    scene.drive(&replace(&old, false)).await.unwrap().expect("a rotation");
+    scene.is_clean(&old, &url).await;
+}
+
+async fn keys_of_somebody_else_are_named_and_left_alone(backend: Backend) {
+    let scene = Scene::new(backend).await;
+    let mut theirs = Vec::new();
+    for _ in 0..2 {
+        theirs.push(scene.issuer.create(&scene.user).await.unwrap().access_key_id().to_owned());
+    }
+    let Err(Error::KeySlotsTaken { user, mut keys }) = scene.drive(&Goal::Finish).await else { panic!("not blocked") };
+    keys.sort();
+    theirs.sort();
+    assert_eq!((user, keys), (scene.user.clone(), theirs));
+    assert_eq!(scene.issuer.list(&scene.user).await.unwrap().len(), 2);
+}
