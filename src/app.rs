@@ -8,13 +8,22 @@ use std::time::SystemTime;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use tokio::sync::watch;
 
-use crate::config::{BucketSettings, Limits, Settings, SignerSettings};
+use crate::config::{
+    BucketSettings, IamSettings, Limits, RotationSettings, SecretSettings, Settings, SignerSettings, VaultSettings,
+};
 use crate::error::Error;
+use crate::issuer::{Iam, KeyIssuer};
 use crate::object::{BucketName, Lifetime, ObjectKey, PrefixMap};
 use crate::policy::Policy;
 use crate::rotation::Rotations;
+use crate::rotation::driver::{Driver, Pace};
+use crate::rotation::keeper::Keeper;
+use crate::rotation::probe::Probe;
 use crate::signer::{Kind, Signer, ambient};
 use crate::store::Store;
+use crate::vault::Vault;
+use crate::vault::file::FileVault;
+use crate::vault::secrets_manager::SecretsManager;
 
 /// How many signatures a call may make before others get their turn.
 const TURN: usize = 32;
@@ -23,6 +32,8 @@ const TURN: usize = 32;
 pub struct App {
     /// The signers, by name.
     pub signers: BTreeMap<String, Arc<Signer>>,
+    /// The keepers of the `iam-user` signers, by the signer's name.
+    pub keepers: BTreeMap<String, Arc<Keeper>>,
     /// Who may do what.
     pub policy: Policy,
     /// The life of a URL that nobody said more of.
@@ -51,7 +62,22 @@ pub struct Sources {
     /// The service's own identity.
     pub identity: SharedCredentialsProvider,
     /// The signers' keys, by the signer's name.
-    pub signers: BTreeMap<String, SharedCredentialsProvider>,
+    pub signers: BTreeMap<String, KeySource>,
+}
+
+/// Where a signer's key comes from.
+pub enum KeySource {
+    /// It is there.
+    Ambient(SharedCredentialsProvider),
+    /// This service makes it.
+    IamUser {
+        /// The IAM user.
+        user: String,
+        /// Where replicas find it.
+        vault: Arc<dyn Vault>,
+        /// Who makes it.
+        issuer: Arc<dyn KeyIssuer>,
+    },
 }
 
 impl Sources {
@@ -59,8 +85,22 @@ impl Sources {
     pub async fn of(settings: &Settings) -> Self {
         let identity = ambient::provider(&settings.identity).await;
         let mut signers = BTreeMap::new();
-        for (name, SignerSettings::Ambient { source }) in &settings.signers {
-            signers.insert(name.clone(), ambient::provider(source).await);
+        for (name, signer) in &settings.signers {
+            let source = match signer {
+                SignerSettings::Ambient { source } => KeySource::Ambient(ambient::provider(source).await),
+                SignerSettings::IamUser { user, vault } => {
+                    let vault: Arc<dyn Vault> = match vault {
+                        VaultSettings::File(path) => Arc::new(FileVault::new(path)),
+                        VaultSettings::SecretsManager(SecretSettings { secret, region, endpoint }) => {
+                            Arc::new(SecretsManager::new(secret, region, endpoint.clone(), identity.clone()))
+                        }
+                    };
+                    let IamSettings { region, endpoint } = &settings.iam;
+                    let issuer = Arc::new(Iam::new(region, endpoint.clone(), identity.clone()));
+                    KeySource::IamUser { user: user.clone(), vault, issuer }
+                }
+            };
+            signers.insert(name.clone(), source);
         }
         Self { identity, signers }
     }
@@ -72,11 +112,31 @@ impl App {
     pub async fn start(settings: &Settings, sources: Sources) -> Arc<Self> {
         let (tell, changed) = watch::channel(());
         let mut signers = BTreeMap::new();
-        for (name, provider) in sources.signers {
+        let mut keepers = BTreeMap::new();
+        for (name, source) in sources.signers {
             let routes = settings.routes.iter().filter(|r| r.signer == name).cloned().collect();
-            let signer = Arc::new(Signer::new(&name, Kind::Ambient, routes, &settings.buckets, tell.clone()));
-            let next = ambient::refresh(&signer, &provider).await;
-            tokio::spawn(ambient::keep(Arc::clone(&signer), provider, next));
+            let new = |kind| Signer::new(&name, kind, routes, &settings.buckets, tell.clone());
+            let signer = match source {
+                KeySource::Ambient(provider) => {
+                    let signer = Arc::new(new(Kind::Ambient));
+                    let next = ambient::refresh(&signer, &provider).await;
+                    tokio::spawn(ambient::keep(Arc::clone(&signer), provider, next));
+                    signer
+                }
+                KeySource::IamUser { user, vault, issuer } => {
+                    let signer = Arc::new(new(Kind::IamUser).with_lease(settings.rotation.lease));
+                    if let Some(probe) = probe(settings, &signer) {
+                        let RotationSettings { refresh, lease, reconcile, orphan_age, poll, .. } = settings.rotation;
+                        let pace = Pace { lease, orphan_age, poll };
+                        let driver = Driver { user, vault, issuer, probe, pace };
+                        let keeper = Keeper::new(Arc::clone(&signer), driver, refresh, reconcile);
+                        keeper.refresh().await;
+                        tokio::spawn(Arc::clone(&keeper).keep());
+                        keepers.insert(name.clone(), keeper);
+                    }
+                    signer
+                }
+            };
             signers.insert(name, signer);
         }
         let bucket = |(name, bucket): (&BucketName, &BucketSettings)| {
@@ -97,6 +157,7 @@ impl App {
             rotations: Rotations::default(),
             changed,
             signers,
+            keepers,
         })
     }
 
@@ -121,6 +182,14 @@ impl App {
             tokio::task::yield_now().await;
         }
     }
+}
+
+/// How S3 is asked about a signer's keys: by a key, which need not exist, under
+/// the first of its routes.
+fn probe(settings: &Settings, signer: &Signer) -> Option<Probe> {
+    let route = signer.routes.first()?;
+    let key = ObjectKey::parse(format!("{}.fileaccess-probe", route.prefix.as_str())).ok()?;
+    Some(Probe::new(Probe::http_client(), settings.buckets.get(&route.bucket)?.clone(), key))
 }
 
 impl Bucket {

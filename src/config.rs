@@ -75,6 +75,9 @@ pub struct Settings {
     /// How URLs are ended by rotation.
     #[serde(default)]
     pub rotation: RotationSettings,
+    /// Where the keys of `iam-user` signers are made.
+    #[serde(default)]
+    pub iam: IamSettings,
     /// What one replica takes on.
     #[serde(default)]
     pub limits: Limits,
@@ -188,6 +191,53 @@ pub enum SignerSettings {
         #[serde(default)]
         source: Source,
     },
+    /// The key of an IAM user that is used for nothing else. This service makes
+    /// its keys, and ends their URLs by making another.
+    IamUser {
+        /// The user's name.
+        user: String,
+        /// Where replicas find the key.
+        vault: VaultSettings,
+    },
+}
+
+/// Where the keys of an `iam-user` signer are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum VaultSettings {
+    /// A secret in AWS Secrets Manager, for any number of replicas.
+    SecretsManager(SecretSettings),
+    /// A file of mode 0600, for one machine.
+    File(PathBuf),
+}
+
+/// A secret in AWS Secrets Manager.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretSettings {
+    /// The secret's name.
+    pub secret: String,
+    /// Its region.
+    pub region: String,
+    /// The endpoint, if it is not AWS's own.
+    pub endpoint: Option<String>,
+}
+
+/// Where IAM is.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IamSettings {
+    /// The region that requests are signed for: `us-east-1` in AWS's main
+    /// partition.
+    pub region: String,
+    /// The endpoint, if it is not AWS's own.
+    pub endpoint: Option<String>,
+}
+
+impl Default for IamSettings {
+    fn default() -> Self {
+        Self { region: "us-east-1".to_owned(), endpoint: None }
+    }
 }
 
 /// Maps a bucket and a prefix to a signer. The longest prefix wins.
@@ -231,12 +281,36 @@ pub struct RotationSettings {
     pub copy_threshold: i64,
     /// The least size of the parts of what is larger, in bytes.
     pub copy_part_size: i64,
+    /// How often a replica reads its signers' vaults.
+    #[serde(deserialize_with = "duration")]
+    pub refresh: Duration,
+    /// How long it may sign after its last good read. A planned rotation takes
+    /// a little longer than this.
+    #[serde(deserialize_with = "duration")]
+    pub lease: Duration,
+    /// How often a replica looks for rotations that somebody has left.
+    #[serde(deserialize_with = "duration")]
+    pub reconcile: Duration,
+    /// How old a key is that no vault knows, for it to be deleted.
+    #[serde(deserialize_with = "duration")]
+    pub orphan_age: Duration,
+    /// How soon a step that waits is looked at again.
+    #[serde(deserialize_with = "duration")]
+    pub poll: Duration,
 }
 
 impl Default for RotationSettings {
     fn default() -> Self {
         let CopyLimits { threshold, part_size } = CopyLimits::default();
-        Self { copy_threshold: threshold, copy_part_size: part_size }
+        Self {
+            copy_threshold: threshold,
+            copy_part_size: part_size,
+            refresh: Duration::from_secs(5),
+            lease: Duration::from_secs(15),
+            reconcile: Duration::from_mins(1),
+            orphan_age: Duration::from_mins(5),
+            poll: Duration::from_secs(1),
+        }
     }
 }
 
@@ -357,8 +431,36 @@ impl Settings {
             faults.add("signers", "there is none; add a table like [signers.main]");
         }
         check_source(faults, "identity", &self.identity, env);
-        for (name, SignerSettings::Ambient { source }) in &self.signers {
-            check_source(faults, &format!("signers.{name}.source"), source, env);
+        for (name, signer) in &self.signers {
+            match signer {
+                SignerSettings::Ambient { source } => {
+                    check_source(faults, &format!("signers.{name}.source"), source, env);
+                }
+                SignerSettings::IamUser { user, vault } => {
+                    let of_iam = |b: u8| b.is_ascii_alphanumeric() || b"+=,.@_-".contains(&b);
+                    if !(1..=64).contains(&user.len()) || !user.bytes().all(of_iam) {
+                        let problem = format!("`{user}` is no IAM user name: 1 to 64 of letters, digits and `+=,.@_-`");
+                        faults.add(format!("signers.{name}.user"), problem);
+                    }
+                    if let VaultSettings::File(path) = vault
+                        && !path.is_absolute()
+                    {
+                        let problem = format!("`{}` needs an absolute path", path.display());
+                        faults.add(format!("signers.{name}.vault.file"), problem);
+                    }
+                    if !self.routes.iter().any(|route| route.signer == *name) {
+                        faults.add(
+                            format!("signers.{name}"),
+                            "no route names it, so S3 can't be asked about its keys; add one",
+                        );
+                    }
+                }
+            }
+        }
+        let RotationSettings { refresh, lease, poll, .. } = &self.rotation;
+        if refresh.is_zero() || poll.is_zero() || *lease < *refresh * 2 {
+            let problem = "`refresh` and `poll` must be more than 0, and `lease` at least twice `refresh`";
+            faults.add("rotation", problem);
         }
     }
 

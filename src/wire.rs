@@ -16,7 +16,6 @@ use crate::ops::head::Head;
 use crate::ops::upload::{Checksum, Encryption, Upload};
 use crate::ops::{list, presign, revoke, signers, stat};
 use crate::pb;
-use crate::rotation::object::Step;
 use crate::signer::Kind;
 use crate::store::{Entry, Facts};
 
@@ -333,6 +332,9 @@ impl TryFrom<pb::RevokeRequest> for revoke::Ask {
                 None
             }
         };
+        if pb::Urgency::try_from(request.urgency).is_err() {
+            check.wrong("urgency", format!("be a value of `Urgency`, not {}", request.urgency));
+        }
         if request.reason.len() > 1024 || request.reason.chars().any(char::is_control) {
             check.wrong("reason", "be at most 1,024 bytes without control characters");
         }
@@ -347,24 +349,40 @@ impl TryFrom<pb::RevokeRequest> for revoke::Ask {
         } else {
             request.request_id
         };
-        Ok(Self { target, reason: request.reason, request_id, dry_run: request.dry_run })
+        let immediate = request.urgency == i32::from(pb::Urgency::Immediate);
+        Ok(Self { target, immediate, reason: request.reason, request_id, dry_run: request.dry_run })
     }
+}
+
+fn step(name: &str, at: SystemTime) -> pb::RotationStep {
+    pb::RotationStep { name: name.to_owned(), at: Some(timestamp(at)) }
 }
 
 impl From<revoke::Revoked> for pb::RevokeResponse {
     fn from(revoked: revoke::Revoked) -> Self {
-        let mut object_rotation =
-            pb::ObjectRotation { new_key: revoked.new_key.as_str().to_owned(), ..pb::ObjectRotation::default() };
-        if let Some(rotation) = revoked.rotation {
-            object_rotation.confirmed_at = Some(timestamp(rotation.confirmed_at));
-            object_rotation.versions_deleted = rotation.versions_deleted;
-            object_rotation.size = rotation.size;
-            let step =
-                |(step, at): (Step, _)| pb::RotationStep { name: step.as_str().to_owned(), at: Some(timestamp(at)) };
-            object_rotation.steps = rotation.steps.into_iter().map(step).collect();
-        }
-        let outcome = Some(pb::revoke_response::Outcome::ObjectRotation(object_rotation));
-        Self { outcome, request_id: revoked.request_id }
+        use pb::revoke_response::Outcome;
+        let outcome = match revoked.outcome {
+            revoke::Outcome::Object { new_key, rotation } => {
+                let mut pb = pb::ObjectRotation { new_key: new_key.as_str().to_owned(), ..Default::default() };
+                if let Some(rotation) = rotation {
+                    pb.confirmed_at = Some(timestamp(rotation.confirmed_at));
+                    pb.versions_deleted = rotation.versions_deleted;
+                    pb.size = rotation.size;
+                    pb.steps = rotation.steps.into_iter().map(|(name, at)| step(name.as_str(), at)).collect();
+                }
+                Outcome::ObjectRotation(pb)
+            }
+            revoke::Outcome::Signer { signer, old_key, rotation } => {
+                let mut pb = pb::SignerRotation { signer, old_access_key_id: old_key, ..Default::default() };
+                if let Some(rotation) = rotation {
+                    pb.new_access_key_id = rotation.new_key;
+                    pb.confirmed_at = Some(timestamp(rotation.confirmed_at));
+                    pb.steps = rotation.steps.iter().map(|done| step(done.step, done.at)).collect();
+                }
+                Outcome::SignerRotation(pb)
+            }
+        };
+        Self { outcome: Some(outcome), request_id: revoked.request_id, already_dead: revoked.already_dead }
     }
 }
 
@@ -454,6 +472,7 @@ impl From<Kind> for pb::SignerKind {
     fn from(kind: Kind) -> Self {
         match kind {
             Kind::Ambient => Self::Ambient,
+            Kind::IamUser => Self::IamUser,
         }
     }
 }

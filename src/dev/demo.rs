@@ -5,12 +5,15 @@ use std::time::{Duration, SystemTime};
 use reqwest::{Client, Method, StatusCode};
 use tonic::transport::Endpoint;
 
-use super::{BUCKET, Dev, Options};
+use super::{BUCKET, Dev, NEIGHBOUR, Options};
 use crate::cli::Failure;
 use crate::config::Listen;
 use crate::pb;
 use crate::pb::file_access_client::FileAccessClient;
 use crate::pb::presign_request::Operation;
+use crate::pb::revoke_request::Target;
+use crate::pb::revoke_response::Outcome;
+use crate::rotation::probe::Probe;
 
 const RECIPE: &str = "Grandmother's goulash: be generous with the paprika.\n";
 const KEY: &str = "secret-recipe.txt";
@@ -28,7 +31,7 @@ pub async fn run() -> Result<(), Failure> {
         // Dropped with the story: that ends it too.
         let _ = ended.await;
     }));
-    let story = Story { api: FileAccessClient::new(channel), http: Client::new() };
+    let story = Story { api: FileAccessClient::new(channel), http: Probe::http_client() };
     let told = story.tell().await;
     drop(end);
     serving.await.map_err(Failure::running)??;
@@ -85,13 +88,56 @@ impl Story {
         let wait = end.duration_since(SystemTime::now()).unwrap_or_default() + Duration::from_millis(1100);
         tokio::time::sleep(wait).await;
         self.send(&brief, "GET", &brief.url, None, StatusCode::FORBIDDEN).await?;
+        self.revoke(&download).await
+    }
+
+    /// The story's end: the URL is out, and is taken back.
+    async fn revoke(mut self, leaked: &pb::PresignResponse) -> Result<(), Failure> {
+        println!("The recipe's URL has leaked.\n");
+        println!("7. It works for anybody who has it, as does one of another signer.");
+        self.send(leaked, "GET", &leaked.url, None, StatusCode::OK).await?;
+        let upload = Operation::Upload(pb::Upload::default());
+        let upload = self.presign_key(&format!("{NEIGHBOUR}/menu.txt"), upload, 300).await?;
+        self.send(&upload, "PUT", &upload.url, Some("Goulash."), StatusCode::OK).await?;
+        let menu = Operation::Download(pb::Download::default());
+        let menu = self.presign_key(&format!("{NEIGHBOUR}/menu.txt"), menu, 300).await?;
+
+        println!(
+            "8. Revoke, by the leaked URL itself. Its signer gets a new key, and S3 is seen to refuse the old one:"
+        );
+        let request = pb::RevokeRequest {
+            target: Some(Target::Url(leaked.url.clone())),
+            reason: "posted in a chat".into(),
+            ..pb::RevokeRequest::default()
+        };
+        let revoked = self.api.revoke(request).await.map_err(Failure::running)?.into_inner();
+        let Some(Outcome::SignerRotation(rotation)) = revoked.outcome else {
+            return Err(Failure::running("no signer was rotated"));
+        };
+        for step in &rotation.steps {
+            println!("   {}", step.name);
+        }
+        println!(
+            "   → signer `{}` has {} in place of {}\n",
+            rotation.signer, rotation.new_access_key_id, rotation.old_access_key_id
+        );
+
+        println!("9. The leaked URL is dead, its neighbour under another signer lives, and new URLs work.");
+        self.send(leaked, "GET", &leaked.url, None, StatusCode::FORBIDDEN).await?;
+        self.send(&menu, "GET", &menu.url, None, StatusCode::OK).await?;
+        let fresh = self.presign(Operation::Download(pb::Download::default()), 300).await?;
+        self.send(&fresh, "GET", &fresh.url, None, StatusCode::OK).await?;
         Ok(())
     }
 
     async fn presign(&mut self, operation: Operation, ttl: i64) -> Result<pb::PresignResponse, Failure> {
+        self.presign_key(KEY, operation, ttl).await
+    }
+
+    async fn presign_key(&mut self, key: &str, operation: Operation, ttl: i64) -> Result<pb::PresignResponse, Failure> {
         let request = pb::PresignRequest {
             bucket: BUCKET.into(),
-            key: KEY.into(),
+            key: key.into(),
             ttl: Some(prost_types::Duration { seconds: ttl, nanos: 0 }),
             operation: Some(operation),
         };

@@ -16,16 +16,19 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::app::{App, Sources};
+use crate::app::{App, KeySource, Sources};
 use crate::cli::{Failure, shutdown_signal};
 use crate::config::{Listen, Settings};
 use crate::server::{self, Listener};
+use crate::vault::memory::Memory;
 use iam::MemoryIam;
 
 /// The seeded bucket.
 pub const BUCKET: &str = "demo";
-/// The signer of all of it.
+/// The signer of all of it but for its neighbour's keys.
 pub const SIGNER: &str = "main";
+/// The signer of the keys under the prefix of the same name.
+pub const NEIGHBOUR: &str = "neighbour";
 
 /// What `fileaccess dev` is told.
 #[derive(clap::Args)]
@@ -77,12 +80,8 @@ impl Dev {
             .map_err(|e| Failure::running(format!("--data `{}`: {e}", root.display())))?;
 
         let iam = MemoryIam::default();
-        let key_of_new_user = |name| {
-            iam.create_user(name)?;
-            iam.create_access_key(name, std::time::SystemTime::now())
-        };
-        let identity = key_of_new_user("fileaccess").map_err(Failure::running)?;
-        let signing = key_of_new_user("fileaccess-signer-main").map_err(Failure::running)?;
+        iam.create_user("fileaccess").map_err(Failure::running)?;
+        let identity = iam.create_access_key("fileaccess", std::time::SystemTime::now()).map_err(Failure::running)?;
 
         let listener = TcpListener::bind(options.s3_listen)
             .await
@@ -96,21 +95,41 @@ impl Dev {
         let service = s3::service(&root, iam.clone()).map_err(Failure::running)?;
         tokio::spawn(s3::serve(listener, service, until));
 
+        let user = |signer: &str| format!("fileaccess-signer-{signer}");
+        let file = |signer: &str| {
+            format!(
+                "[signers.{signer}]\nkind = 'iam-user'\nuser = '{}'\nvault = {{ file = '/in-memory' }}\n",
+                user(signer)
+            )
+        };
         let mut settings = Settings::load(
             &format!(
                 "[buckets.{BUCKET}]\nbucket = '{BUCKET}'\nregion = 'us-east-1'\nendpoint = '{s3}'\npath_style = true\n\
-                 [signers.{SIGNER}]\nkind = 'ambient'\n[[routes]]\nbucket = '{BUCKET}'\nsigner = '{SIGNER}'\n\
-                 [limits]\nworkers = 1\ndrain = '0s'\ngrace = '5s'\n"
+                 {}{}[[routes]]\nbucket = '{BUCKET}'\nsigner = '{SIGNER}'\n\
+                 [[routes]]\nbucket = '{BUCKET}'\nprefix = '{NEIGHBOUR}/'\nsigner = '{NEIGHBOUR}'\n\
+                 [rotation]\nrefresh = '200ms'\nlease = '1s'\npoll = '20ms'\n\
+                 [limits]\nworkers = 1\ndrain = '0s'\ngrace = '5s'\n",
+                file(SIGNER),
+                file(NEIGHBOUR),
             ),
             &BTreeMap::new(),
         )
         .map_err(Failure::running)?;
         settings.listen = options.listen.clone();
-        let sources = Sources {
-            identity: SharedCredentialsProvider::new(identity.clone()),
-            signers: [(SIGNER.to_owned(), SharedCredentialsProvider::new(signing))].into(),
-        };
+        let mut signers = BTreeMap::new();
+        for signer in [SIGNER, NEIGHBOUR] {
+            let user = user(signer);
+            iam.create_user(&user).map_err(Failure::running)?;
+            // Everything is of this process, and ends with it: so may the vault.
+            let (vault, issuer) = (Arc::new(Memory::default()), Arc::new(iam.clone()));
+            signers.insert(signer.to_owned(), KeySource::IamUser { user, vault, issuer });
+        }
+        let sources = Sources { identity: SharedCredentialsProvider::new(identity.clone()), signers };
         let app = App::start(&settings, sources).await;
+        for keeper in app.keepers.values() {
+            // Makes the first key.
+            keeper.finish().await;
+        }
         let listener = Listener::bind(&settings.listen)
             .await
             .map_err(|e| Failure::running(format!("can't listen on {:?}: {e}", settings.listen)))?;

@@ -912,7 +912,7 @@ mod tests {
             let endpoint = format!("http://{}", listener.local_addr().unwrap());
             tokio::spawn(serve(listener, service(root.path(), iam.clone()).unwrap(), std::future::pending()));
             let s3 = client(&endpoint, key.clone());
-            Self { root, endpoint, iam, key, s3, http: reqwest::Client::new() }
+            Self { root, endpoint, iam, key, s3, http: crate::rotation::probe::Probe::http_client() }
         }
 
         fn put(&self, key: &str) -> aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder {

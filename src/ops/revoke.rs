@@ -9,6 +9,8 @@ use crate::app::App;
 use crate::error::Error;
 use crate::object::{BucketName, ObjectKey};
 use crate::policy::Permit;
+use crate::rotation::driver::SignerRotation;
+use crate::rotation::keeper::Keeper;
 use crate::rotation::object::{self, ObjectRotation};
 use crate::signer::Signer;
 
@@ -17,6 +19,8 @@ use crate::signer::Signer;
 pub struct Ask {
     /// Which URLs are to end.
     pub target: Target,
+    /// The old key first, before there is another. Not for objects.
+    pub immediate: bool,
     /// Why, for the log.
     pub reason: String,
     /// Who asks again with the same id goes on with the same rotation.
@@ -41,10 +45,30 @@ pub enum Target {
 pub struct Revoked {
     /// The id to ask again with.
     pub request_id: String,
-    /// Where the object is, or would be.
-    pub new_key: ObjectKey,
-    /// What was done. `None` with `dry_run`.
-    pub rotation: Option<ObjectRotation>,
+    /// S3 refused the URL's key before anything was done.
+    pub already_dead: bool,
+    /// By what.
+    pub outcome: Outcome,
+}
+
+/// By what URLs were ended, or would be.
+pub enum Outcome {
+    /// An object's new key. Without a rotation: with `dry_run`.
+    Object {
+        /// Where the object is, or would be.
+        new_key: ObjectKey,
+        /// What was done.
+        rotation: Option<ObjectRotation>,
+    },
+    /// A signer's new key. Without a rotation: with `dry_run`.
+    Signer {
+        /// The signer's name.
+        signer: String,
+        /// The key whose URLs have ended, or would.
+        old_key: String,
+        /// What was done.
+        rotation: Option<SignerRotation>,
+    },
 }
 
 /// Ends the URLs that the permit allows to end, and waits for the proof. A
@@ -52,31 +76,54 @@ pub struct Revoked {
 ///
 /// # Errors
 /// [`Error::NotRevocable`], [`Error::ForeignUrl`], [`Error::UnknownSigner`],
-/// [`Error::UnknownBucket`], and those of [`object::rotate`].
+/// [`Error::UnknownBucket`], [`Error::KeySlotsTaken`], and those of
+/// [`object::rotate`].
 pub async fn revoke(app: &Arc<App>, permit: Permit<Ask>, now: SystemTime) -> Result<Revoked, Error> {
-    let Ask { target, reason, request_id, dry_run } = permit.ask();
-    let (bucket, key) = match target {
-        Target::Object(bucket, key) => (bucket, key),
+    let Ask { target, reason, request_id, .. } = permit.ask();
+    tracing::info!(caller = permit.caller().as_str(), ?target, reason, request_id, "revoke asked for");
+    let (already_dead, outcome) = match target {
+        Target::Object(bucket, key) => (false, revoke_object(app, permit.ask(), bucket, key).await?),
         Target::Signer(name) => {
             let signer = app.signers.get(name).ok_or_else(|| Error::UnknownSigner(name.clone()))?;
-            return Err(not_revocable(signer));
+            let keeper = app.keepers.get(name).ok_or_else(|| not_revocable(signer))?;
+            let key = keeper.doomed(request_id).await?;
+            (false, revoke_signer(keeper, permit.ask(), name, key).await?)
         }
         Target::KeyOfUrl(id) => {
             let signs = |signer: &&Arc<Signer>| signer.key(now).is_ok_and(|key| key.credentials.access_key_id() == id);
-            let signer = app.signers.values().find(signs).ok_or(Error::ForeignUrl)?;
-            return Err(not_revocable(signer));
+            if let Some(ambient) = app.signers.values().find(|s| !app.keepers.contains_key(&s.name) && signs(s)) {
+                return Err(not_revocable(ambient));
+            }
+            let mut found = None;
+            for (name, keeper) in &app.keepers {
+                if let Some(doomed) = keeper.owns(id).await? {
+                    found = Some((name, keeper, doomed));
+                    break;
+                }
+            }
+            let (name, keeper, doomed) = found.ok_or(Error::ForeignUrl)?;
+            (doomed.already_dead, revoke_signer(keeper, permit.ask(), name, doomed.key).await?)
         }
     };
-    let ask = object::Ask { key: key.clone(), request_id: request_id.clone() };
-    let new_key = object::new_key(&ask)?;
-    if *dry_run {
-        let source = app.bucket(bucket)?.store.head(key, None).await;
-        return source.map(|_| Revoked { request_id: request_id.clone(), new_key, rotation: None });
+    Ok(Revoked { request_id: request_id.clone(), already_dead, outcome })
+}
+
+async fn revoke_signer(keeper: &Arc<Keeper>, ask: &Ask, signer: &str, old_key: String) -> Result<Outcome, Error> {
+    let rotation =
+        if ask.dry_run { None } else { Some(keeper.rotate(&old_key, ask.immediate, &ask.request_id).await?) };
+    Ok(Outcome::Signer { signer: signer.to_owned(), old_key, rotation })
+}
+
+async fn revoke_object(app: &Arc<App>, ask: &Ask, bucket: &BucketName, key: &ObjectKey) -> Result<Outcome, Error> {
+    let rotation = object::Ask { key: key.clone(), request_id: ask.request_id.clone() };
+    let new_key = object::new_key(&rotation)?;
+    if ask.dry_run {
+        app.bucket(bucket)?.store.head(key, None).await?;
+        return Ok(Outcome::Object { new_key, rotation: None });
     }
-    tracing::info!(caller = permit.caller().as_str(), %bucket, key = key.as_str(), reason, request_id, "revoking an object");
-    let rotation = app.rotations.rotate(app, bucket.clone(), ask).await?;
-    tracing::info!(%bucket, key = key.as_str(), new_key = rotation.new_key.as_str(), request_id, "object revoked");
-    Ok(Revoked { request_id: request_id.clone(), new_key, rotation: Some(rotation) })
+    let rotation = app.rotations.rotate(app, bucket.clone(), rotation).await?;
+    tracing::info!(%bucket, key = key.as_str(), new_key = new_key.as_str(), request_id = ask.request_id, "object revoked");
+    Ok(Outcome::Object { new_key, rotation: Some(rotation) })
 }
 
 fn not_revocable(signer: &Signer) -> Error {

@@ -106,7 +106,7 @@ impl Driver {
                 }
             };
             if outgoing.is_none() {
-                outgoing = self.outgoing(goal, &held);
+                outgoing = Self::outgoing(goal, &held);
             }
             let seen = self.observe(&mut memory, &held, keys);
             let step = plan(&seen, goal, SystemTime::now(), self.pace.orphan_age);
@@ -182,8 +182,13 @@ impl Driver {
         Ok((held, keys))
     }
 
+    /// Whether S3 refuses `key` now, as far as one answer tells.
+    pub async fn is_refused(&self, key: &Credentials) -> bool {
+        matches!(self.probe.ask(key).await, Ok(Verdict::Refused))
+    }
+
     /// The key that `goal` is to end, with its secret, for the canary.
-    fn outgoing(&self, goal: &Goal, held: &Held) -> Option<Credentials> {
+    fn outgoing(goal: &Goal, held: &Held) -> Option<Credentials> {
         let Goal::Replace { key, .. } = goal else { return None };
         [&held.current, &held.previous, &held.pending]
             .into_iter()

@@ -31,6 +31,16 @@ pub struct Probe {
 }
 
 impl Probe {
+    /// The HTTPS client to ask with. It follows no redirect: S3's own answer counts.
+    #[must_use]
+    pub fn http_client() -> reqwest::Client {
+        // A second time, as in tests, changes nothing.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
+        // It can only fail for want of TLS roots, and then each question says so.
+        builder.build().unwrap_or_default()
+    }
+
     /// Asks by a URL of `key`, which need not exist, in `bucket`.
     #[must_use]
     pub fn new(http: reqwest::Client, bucket: BucketSettings, key: ObjectKey) -> Self {

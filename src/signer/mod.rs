@@ -7,7 +7,8 @@ pub mod presign;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use aws_credential_types::Credentials;
@@ -25,6 +26,8 @@ use presign::Terms;
 pub enum Kind {
     /// A key that this service does not manage.
     Ambient,
+    /// The key of an IAM user, kept in a vault and rotated by this service.
+    IamUser,
 }
 
 /// One key that a signer has had, with all that is needed to sign with it.
@@ -108,6 +111,28 @@ pub struct Signer {
     buckets: BTreeMap<BucketName, BucketSettings>,
     state: ArcSwap<State>,
     changed: watch::Sender<()>,
+    lease: Option<Lease>,
+}
+
+/// How long a key may be used without another look at where it comes from.
+#[derive(Debug)]
+struct Lease {
+    length: Duration,
+    /// When this replica came up: what the next is counted from.
+    epoch: Instant,
+    /// When the last good look was begun, in ms.
+    renewed: AtomicU64,
+}
+
+impl Lease {
+    fn millis(&self, at: Instant) -> u64 {
+        u64::try_from(at.duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn has_run_out(&self) -> bool {
+        let age = self.millis(Instant::now()).saturating_sub(self.renewed.load(Ordering::Relaxed));
+        u128::from(age) > self.length.as_millis()
+    }
 }
 
 impl Signer {
@@ -126,7 +151,30 @@ impl Signer {
             .map(|(name, bucket)| (name.clone(), bucket.clone()))
             .collect();
         let state = ArcSwap::from_pointee(State::Unavailable("no key was looked for yet".into()));
-        Self { name: name.to_owned(), kind, routes, buckets, state, changed }
+        Self { name: name.to_owned(), kind, routes, buckets, state, changed, lease: None }
+    }
+
+    /// The same, but its key may be used only for so long after each
+    /// [`Signer::renew`].
+    #[must_use]
+    pub fn with_lease(self, length: Duration) -> Self {
+        Self { lease: Some(Lease { length, epoch: Instant::now(), renewed: AtomicU64::new(0) }), ..self }
+    }
+
+    /// The key at hand was the current one at `asked`.
+    pub fn renew(&self, asked: Instant) {
+        if let Some(lease) = &self.lease {
+            let before = lease.has_run_out();
+            lease.renewed.store(lease.millis(asked), Ordering::Relaxed);
+            if before {
+                self.look_again();
+            }
+        }
+    }
+
+    /// Has whoever watches look at this signer again: time may have changed it.
+    pub fn look_again(&self) {
+        self.changed.send_replace(());
     }
 
     /// The key that signs at `now`.
@@ -135,6 +183,9 @@ impl Signer {
     /// [`Error::SignerUnavailable`] if there is none, or if it has ended.
     pub fn key(&self, now: SystemTime) -> Result<Arc<KeySnapshot>, Error> {
         let unavailable = |detail: &str| Error::SignerUnavailable { signer: self.name.clone(), detail: detail.into() };
+        if self.lease.as_ref().is_some_and(Lease::has_run_out) {
+            return Err(unavailable("its lease has run out: the vault was not read in time"));
+        }
         match &**self.state.load() {
             State::Ready(key) if key.credentials.expiry().is_some_and(|end| end <= now) => {
                 Err(unavailable("its key has ended"))

@@ -359,7 +359,7 @@ async fn a_deactivated_key_kills_its_urls(backend: Backend) {
 /// LocalStack's IAM, which looks at the credential scope but not the signature.
 pub async fn iam(endpoint: &str, action: &str, parameters: &[(&str, &str)]) -> String {
     let body: Vec<_> = parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let response = reqwest::Client::new()
+    let response = fileaccess::rotation::probe::Probe::http_client()
         .post(endpoint)
         .header(
             "authorization",

@@ -101,7 +101,10 @@ async fn what_dev_prints_can_be_pasted(_: Backend) {
         if answers.len() == 1 {
             let url =
                 answers[0].split("\"url\": \"").nth(1).unwrap().split('"').next().unwrap().replace("\\u0026", "&");
-            let put = reqwest::Client::new().put(url).header("content-type", "text/plain").body("paprika");
+            let put = fileaccess::rotation::probe::Probe::http_client()
+                .put(url)
+                .header("content-type", "text/plain")
+                .body("paprika");
             assert_eq!(put.send().await.unwrap().status(), 200);
         }
     }

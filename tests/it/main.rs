@@ -58,7 +58,11 @@ fn main() {
         trials.push(trial(&format!("embedded::{name}"), move || case(Backend::Embedded), true));
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
     }
-    for (name, case) in behaviours::localstack_cases().into_iter().chain(object_rotation::localstack_cases()) {
+    for (name, case) in behaviours::localstack_cases()
+        .into_iter()
+        .chain(object_rotation::localstack_cases())
+        .chain(revoke::localstack_cases())
+    {
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
     }
     for (name, case) in vaults::cases() {

@@ -8,14 +8,17 @@ use std::time::SystemTime;
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
-use fileaccess::app::{App, Sources};
-use fileaccess::config::Settings;
+use fileaccess::app::{App, KeySource, Sources};
+use fileaccess::config::{Settings, SignerSettings, VaultSettings};
 use fileaccess::dev;
 use fileaccess::dev::iam::MemoryIam;
+use fileaccess::issuer::Iam;
 use fileaccess::pb;
 use fileaccess::pb::file_access_client::FileAccessClient;
 use fileaccess::pb::presign_request::Operation;
 use fileaccess::server::{self, Listener};
+use fileaccess::vault::memory::Memory;
+use fileaccess::vault::secrets_manager::SecretsManager;
 use reqwest::Method;
 use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint};
@@ -116,10 +119,35 @@ impl Stage {
         let mut settings = Settings::load(&settings, &BTreeMap::new()).expect("good settings");
         settings.limits.workers = 1;
         settings.limits.drain = std::time::Duration::ZERO;
-        let signers = settings.signers.keys().map(|name| (name.clone(), SharedCredentialsProvider::new(key.clone())));
-        let sources =
-            Sources { identity: SharedCredentialsProvider::new(identity.clone()), signers: signers.collect() };
+        let mut signers = BTreeMap::new();
+        for (name, signer) in &settings.signers {
+            let source = match (signer, backend) {
+                (SignerSettings::Ambient { .. }, _) => KeySource::Ambient(SharedCredentialsProvider::new(key.clone())),
+                (SignerSettings::IamUser { user, .. }, Backend::Embedded) => {
+                    iam.create_user(user).expect("a new user");
+                    let (vault, issuer) = (Arc::new(Memory::default()), Arc::new(iam.clone()));
+                    KeySource::IamUser { user: user.clone(), vault, issuer }
+                }
+                (SignerSettings::IamUser { user, vault }, Backend::LocalStack) => {
+                    crate::behaviours::iam(&endpoint, "CreateUser", &[("UserName", user)]).await;
+                    let root = || SharedCredentialsProvider::new(identity.clone());
+                    let VaultSettings::SecretsManager(secret) = vault else { panic!("another vault") };
+                    let at = secret.endpoint.clone().or_else(|| Some(endpoint.clone()));
+                    let vault = Arc::new(SecretsManager::new(&secret.secret, "us-east-1", at, root()));
+                    let issuer = Arc::new(Iam::new("us-east-1", Some(endpoint.clone()), root()));
+                    KeySource::IamUser { user: user.clone(), vault, issuer }
+                }
+            };
+            signers.insert(name.clone(), source);
+        }
+        let sources = Sources { identity: SharedCredentialsProvider::new(identity.clone()), signers };
         let app = App::start(&settings, sources).await;
+        for keeper in app.keepers.values() {
+            keeper.finish().await;
+        }
+        for keeper in app.keepers.values() {
+            keeper.finish().await;
+        }
         let any = "127.0.0.1:0".parse().expect("an address");
         let listener = Listener::bind(&fileaccess::config::Listen::Tcp(any)).await.expect("a port");
         let address = listener.address().expect("an address");
@@ -131,7 +159,7 @@ impl Stage {
 
         let channel = Endpoint::from_shared(format!("http://{address}")).expect("a URL").connect_lazy();
         let api = FileAccessClient::new(channel.clone()).max_decoding_message_size(64 << 20);
-        let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().expect("a client");
+        let http = fileaccess::rotation::probe::Probe::http_client();
         let stage = Self { endpoint, bucket, api, channel, address, http, app, iam, _stop: stop, _folder: folder };
         if backend == Backend::LocalStack {
             stage.s3(identity).create_bucket().bucket(&stage.bucket).send().await.expect("a new bucket");
