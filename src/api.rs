@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use crate::app::App;
 use crate::caller::Caller;
-use crate::ops::{list, presign, revoke, signers, stat};
+use crate::ops::{inspect, list, presign, revoke, signers, stat};
 use crate::pb;
 use crate::pb::file_access_server::FileAccess;
 use crate::wire;
@@ -65,6 +65,13 @@ impl FileAccess for Api {
         let ask = revoke::Ask::try_from(request.into_inner())?;
         let permit = self.0.policy.authorize(caller, ask);
         Ok(Response::new(revoke::revoke(&self.0, permit, SystemTime::now()).await?.into()))
+    }
+
+    async fn inspect(&self, request: Request<pb::InspectRequest>) -> Answer<pb::InspectResponse> {
+        let caller = Caller::of(request.extensions())?;
+        let ask = inspect::Ask::try_from(request.into_inner())?;
+        let permit = self.0.policy.authorize(caller, ask);
+        Ok(Response::new(inspect::inspect(&self.0, permit, SystemTime::now()).into()))
     }
 
     async fn list_signers(&self, request: Request<pb::ListSignersRequest>) -> Answer<pb::ListSignersResponse> {

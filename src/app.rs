@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use aws_credential_types::provider::SharedCredentialsProvider;
+use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 
 use crate::config::{
@@ -15,11 +16,12 @@ use crate::error::Error;
 use crate::issuer::{Iam, KeyIssuer};
 use crate::object::{BucketName, Lifetime, ObjectKey, PrefixMap};
 use crate::policy::Policy;
-use crate::rotation::Rotations;
 use crate::rotation::driver::{Driver, Pace};
+use crate::rotation::flight::Flights;
 use crate::rotation::keeper::Keeper;
+use crate::rotation::object::ObjectRotation;
 use crate::rotation::probe::Probe;
-use crate::signer::{Kind, Signer, ambient};
+use crate::signer::{self, Kind, Signer, ambient};
 use crate::store::Store;
 use crate::vault::Vault;
 use crate::vault::file::FileVault;
@@ -42,8 +44,8 @@ pub struct App {
     pub limits: Limits,
     /// Hears of every change of a signer's key.
     pub changed: watch::Receiver<()>,
-    /// The object rotations under way.
-    pub rotations: Rotations,
+    /// The object rotations under way, by bucket, key and request id.
+    pub rotations: Flights<(BucketName, ObjectKey, String), ObjectRotation>,
     buckets: BTreeMap<BucketName, Bucket>,
 }
 
@@ -54,6 +56,8 @@ pub struct Bucket {
     /// The service's own access to it.
     pub store: Store,
     name: BucketName,
+    /// Its URL, to which an encoded key is appended.
+    base: Option<String>,
     routes: PrefixMap<Arc<Signer>>,
 }
 
@@ -125,10 +129,8 @@ impl App {
                 }
                 KeySource::IamUser { user, vault, issuer } => {
                     let signer = Arc::new(new(Kind::IamUser).with_lease(settings.rotation.lease));
-                    if let Some(probe) = probe(settings, &signer) {
-                        let RotationSettings { refresh, lease, reconcile, orphan_age, poll, .. } = settings.rotation;
-                        let pace = Pace { lease, orphan_age, poll };
-                        let driver = Driver { user, vault, issuer, probe, pace };
+                    if let Some(driver) = driver(settings, &name, user, vault, issuer) {
+                        let RotationSettings { refresh, reconcile, .. } = settings.rotation;
                         let keeper = Keeper::new(Arc::clone(&signer), driver, refresh, reconcile);
                         keeper.refresh().await;
                         tokio::spawn(Arc::clone(&keeper).keep());
@@ -147,14 +149,15 @@ impl App {
                 }
             }
             let store = Store::new(bucket, sources.identity.clone()).with_copy_limits(settings.rotation.copy_limits());
-            (name.clone(), Bucket { settings: bucket.clone(), store, name: name.clone(), routes })
+            let base = signer::base(bucket);
+            (name.clone(), Bucket { settings: bucket.clone(), store, name: name.clone(), base, routes })
         };
         Arc::new(Self {
             buckets: settings.buckets.iter().map(bucket).collect(),
             policy: Policy::new(settings.ttl.ceiling),
             ttl_default: settings.ttl.default,
             limits: settings.limits.clone(),
-            rotations: Rotations::default(),
+            rotations: Flights::default(),
             changed,
             signers,
             keepers,
@@ -167,6 +170,17 @@ impl App {
     /// [`Error::UnknownBucket`].
     pub fn bucket(&self, name: &BucketName) -> Result<&Bucket, Error> {
         self.buckets.get(name).ok_or_else(|| Error::UnknownBucket(name.to_string()))
+    }
+
+    /// The object that a URL without its query is of, if it is in one of our
+    /// buckets.
+    #[must_use]
+    pub fn locate(&self, location: &str) -> Option<(BucketName, ObjectKey)> {
+        self.buckets.values().find_map(|bucket| {
+            let encoded = location.strip_prefix(bucket.base.as_deref()?)?;
+            let key = percent_decode_str(encoded).decode_utf8().ok()?;
+            Some((bucket.name.clone(), ObjectKey::parse(key).ok()?))
+        })
     }
 
     /// Whether any signer may sign.
@@ -184,12 +198,22 @@ impl App {
     }
 }
 
-/// How S3 is asked about a signer's keys: by a key, which need not exist, under
-/// the first of its routes.
-fn probe(settings: &Settings, signer: &Signer) -> Option<Probe> {
-    let route = signer.routes.first()?;
+/// What rotates the key of an `iam-user` signer. S3 is asked about its keys by
+/// an object, which need not exist, under the first of its routes; `None` if it
+/// has none.
+#[must_use]
+pub fn driver(
+    settings: &Settings,
+    signer: &str,
+    user: String,
+    vault: Arc<dyn Vault>,
+    issuer: Arc<dyn KeyIssuer>,
+) -> Option<Driver> {
+    let route = settings.routes.iter().find(|route| route.signer == signer)?;
     let key = ObjectKey::parse(format!("{}.fileaccess-probe", route.prefix.as_str())).ok()?;
-    Some(Probe::new(Probe::http_client(), settings.buckets.get(&route.bucket)?.clone(), key))
+    let probe = Probe::new(Probe::http_client(), settings.buckets.get(&route.bucket)?.clone(), key);
+    let RotationSettings { lease, orphan_age, poll, .. } = settings.rotation;
+    Some(Driver { user, vault, issuer, probe, pace: Pace { lease, orphan_age, poll } })
 }
 
 impl Bucket {

@@ -20,7 +20,8 @@ use crate::store::copy::CopyLimits;
 pub const ENV_PREFIX: &str = "FILEACCESS_";
 
 /// Variables with the prefix that are no settings.
-const ENV_OTHER: [&str; 3] = ["FILEACCESS_CONFIG", "FILEACCESS_LOG", "FILEACCESS_SERVER"];
+const ENV_OTHER: [&str; 5] =
+    ["FILEACCESS_CA", "FILEACCESS_CERTIFICATE", "FILEACCESS_KEY", "FILEACCESS_LOG", "FILEACCESS_SERVER"];
 
 /// What is wrong with the settings, each fault with its path in the file.
 #[derive(Debug, PartialEq, Eq)]

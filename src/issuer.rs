@@ -7,14 +7,12 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_iam::Client;
 use aws_sdk_iam::config::retry::RetryConfig;
-use aws_sdk_iam::config::{BehaviorVersion, Region};
 use aws_sdk_iam::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_iam::types::{AccessKeyMetadata, StatusType};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use crate::aws::{is_transient, retries, timeouts};
+use crate::aws::{client_config, is_transient};
 use crate::signer::presign::chain;
-use crate::store::http_client;
 
 /// Whether S3 honours a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,15 +100,29 @@ impl Iam {
     /// Opens nothing yet.
     #[must_use]
     pub fn new(region: &str, endpoint: Option<String>, identity: SharedCredentialsProvider) -> Self {
-        let mut config = aws_sdk_iam::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(region.to_owned()))
-            .credentials_provider(identity)
-            .http_client(http_client())
-            .retry_config(retries())
-            .timeout_config(timeouts());
-        config.set_endpoint_url(endpoint.clone());
-        Self { client: Client::from_conf(config.build()), endpoint }
+        Self { client: Client::new(&client_config(region, endpoint.clone(), identity)), endpoint }
+    }
+
+    /// Makes the user, unless it is there. Says whether it was made.
+    ///
+    /// # Errors
+    /// [`IssuerError::Unavailable`], [`IssuerError::Refused`].
+    pub async fn ensure_user(&self, user: &str) -> Result<bool, IssuerError> {
+        match self.client.create_user().user_name(user).send().await {
+            Ok(_) => Ok(true),
+            Err(e) if e.code() == Some("EntityAlreadyExists") => Ok(false),
+            Err(e) => Err(failed(&e)),
+        }
+    }
+
+    /// Gives the user this inline policy, in place of one of the same name.
+    ///
+    /// # Errors
+    /// [`IssuerError::NoSuchUser`], [`IssuerError::Unavailable`],
+    /// [`IssuerError::Refused`].
+    pub async fn put_policy(&self, user: &str, name: &str, json: &str) -> Result<(), IssuerError> {
+        let put = self.client.put_user_policy().user_name(user).policy_name(name).policy_document(json);
+        put.send().await.map(drop).map_err(|e| failed_for_user(&e))
     }
 }
 

@@ -48,6 +48,12 @@ impl<A> Permit<A> {
         &self.ask
     }
 
+    /// What was asked for and granted, when it is done.
+    #[must_use]
+    pub fn into_ask(self) -> A {
+        self.ask
+    }
+
     /// The longest life that a URL may have under this permit.
     #[must_use]
     pub fn ceiling(&self) -> Lifetime {

@@ -8,15 +8,18 @@ use aws_credential_types::Credentials;
 use aws_sdk_s3::types::StorageClass;
 use prost_types::Timestamp;
 
+use crate::config::RouteSettings;
 use crate::error::{Error, Violation};
 use crate::object::{BucketName, Lifetime, ObjectKey, Prefix};
 use crate::ops::delete::Delete;
 use crate::ops::download::Download;
 use crate::ops::head::Head;
 use crate::ops::upload::{Checksum, Encryption, Upload};
-use crate::ops::{list, presign, revoke, signers, stat};
+use crate::ops::{inspect, list, presign, revoke, signers, stat};
 use crate::pb;
 use crate::signer::Kind;
+use crate::signer::url::SignedUrl;
+use crate::signer::usage::UrlsOut;
 use crate::store::{Entry, Facts};
 
 /// How many items a batch may have.
@@ -326,7 +329,9 @@ impl TryFrom<pb::RevokeRequest> for revoke::Ask {
                 let key = check.take("object.key", ObjectKey::parse(key));
                 bucket.zip(key).map(|(bucket, key)| revoke::Target::Object(bucket, key))
             }
-            Some(Target::Url(url)) => check.take("url", revoke::key_of_url(&url)).map(revoke::Target::KeyOfUrl),
+            Some(Target::Url(url)) => {
+                check.take("url", SignedUrl::parse(&url)).map(|url| revoke::Target::KeyOfUrl(url.access_key_id))
+            }
             None => {
                 check.wrong("target", "be one of `signer`, `object` and `url`");
                 None
@@ -361,6 +366,7 @@ fn step(name: &str, at: SystemTime) -> pb::RotationStep {
 impl From<revoke::Revoked> for pb::RevokeResponse {
     fn from(revoked: revoke::Revoked) -> Self {
         use pb::revoke_response::Outcome;
+        let mut blast_radius = None;
         let outcome = match revoked.outcome {
             revoke::Outcome::Object { new_key, rotation } => {
                 let mut pb = pb::ObjectRotation { new_key: new_key.as_str().to_owned(), ..Default::default() };
@@ -372,7 +378,8 @@ impl From<revoke::Revoked> for pb::RevokeResponse {
                 }
                 Outcome::ObjectRotation(pb)
             }
-            revoke::Outcome::Signer { signer, old_key, rotation } => {
+            revoke::Outcome::Signer { signer, old_key, radius, rotation } => {
+                blast_radius = Some(radius.into());
                 let mut pb = pb::SignerRotation { signer, old_access_key_id: old_key, ..Default::default() };
                 if let Some(rotation) = rotation {
                     pb.new_access_key_id = rotation.new_key;
@@ -382,7 +389,67 @@ impl From<revoke::Revoked> for pb::RevokeResponse {
                 Outcome::SignerRotation(pb)
             }
         };
-        Self { outcome: Some(outcome), request_id: revoked.request_id, already_dead: revoked.already_dead }
+        let revoke::Revoked { request_id, already_dead, .. } = revoked;
+        Self { outcome: Some(outcome), request_id, already_dead, blast_radius }
+    }
+}
+
+impl From<UrlsOut> for pb::UrlsOut {
+    fn from(out: UrlsOut) -> Self {
+        let caller = out.caller.map(|caller| caller.to_string()).unwrap_or_default();
+        Self { caller, urls: out.urls, latest_expiry: Some(timestamp(out.latest_expiry)) }
+    }
+}
+
+impl From<revoke::BlastRadius> for pb::BlastRadius {
+    fn from(radius: revoke::BlastRadius) -> Self {
+        Self {
+            signer: radius.signer.name.clone(),
+            generation: radius.generation,
+            routes: radius.signer.routes.iter().map(route).collect(),
+            latest_expiry: radius.urls_out.iter().map(|out| out.latest_expiry).max().map(timestamp),
+            urls_out: radius.urls_out.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+fn route(route: &RouteSettings) -> pb::Route {
+    pb::Route { bucket: route.bucket.to_string(), prefix: route.prefix.as_str().to_owned() }
+}
+
+impl TryFrom<pb::InspectRequest> for inspect::Ask {
+    type Error = Error;
+
+    fn try_from(request: pb::InspectRequest) -> Result<Self, Error> {
+        let mut check = Check::default();
+        let url = check.take("url", SignedUrl::parse(&request.url));
+        check.done()?;
+        url.map(|url| Self { url }).ok_or_else(|| Error::internal("a field is missing that no violation names"))
+    }
+}
+
+impl From<inspect::Inspected> for pb::InspectResponse {
+    fn from(inspected: inspect::Inspected) -> Self {
+        let inspect::Inspected { state, object, signer, url } = inspected;
+        let state = match state {
+            inspect::State::Live => pb::State::Live,
+            inspect::State::Expired => pb::State::Expired,
+            inspect::State::Revoked => pb::State::Revoked,
+            inspect::State::Foreign => pb::State::Foreign,
+        };
+        let (bucket, key) = object.map(|(bucket, key)| (bucket.to_string(), key.as_str().to_owned())).unzip();
+        Self {
+            state: state.into(),
+            method: url.method.to_owned(),
+            bucket: bucket.unwrap_or_default(),
+            key: key.unwrap_or_default(),
+            version_id: url.version_id,
+            signer: signer.unwrap_or_default(),
+            access_key_id: url.access_key_id,
+            issue_id: url.issue_id.map(|id| id.to_string()).unwrap_or_default(),
+            signed_at: Some(timestamp(url.signed_at)),
+            expires_at: Some(timestamp(url.expires_at)),
+        }
     }
 }
 
@@ -478,11 +545,8 @@ impl From<Kind> for pb::SignerKind {
 }
 
 impl From<signers::Found> for pb::Signer {
-    fn from((signer, key): signers::Found) -> Self {
-        let routes = signer
-            .routes
-            .iter()
-            .map(|route| pb::Route { bucket: route.bucket.to_string(), prefix: route.prefix.as_str().to_owned() });
+    fn from(found: signers::Found) -> Self {
+        let signers::Found { signer, key, urls_out, under_way, pending } = found;
         let unavailable = key.as_ref().err().map(ToString::to_string).unwrap_or_default();
         let key = key.ok();
         let credentials = key.as_ref().map(|key| &key.credentials);
@@ -493,8 +557,17 @@ impl From<signers::Found> for pb::Signer {
             access_key_id: credentials.map(|c| c.access_key_id().to_owned()).unwrap_or_default(),
             since: key.as_ref().map(|key| timestamp(key.since)),
             key_expires_at: credentials.and_then(Credentials::expiry).map(timestamp),
-            routes: routes.collect(),
+            routes: signer.routes.iter().map(route).collect(),
             unavailable,
+            rotation: (under_way.is_some() || pending.is_some()).then(|| pb::RotationUnderWay {
+                old_access_key_id: under_way.as_ref().map(|r| r.old_key.clone()).unwrap_or_default(),
+                new_access_key_id: pending.unwrap_or_default(),
+                since: under_way.as_ref().map(|r| timestamp(r.since)),
+                immediate: under_way.as_ref().is_some_and(|r| r.immediate),
+                steps: under_way.iter().flat_map(|r| r.steps()).map(|done| step(done.step, done.at)).collect(),
+            }),
+            latest_expiry: urls_out.iter().map(|out| out.latest_expiry).max().map(timestamp),
+            urls_out: urls_out.into_iter().map(Into::into).collect(),
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod delete;
 pub mod download;
 pub mod head;
+pub mod inspect;
 pub mod list;
 pub mod presign;
 pub mod revoke;

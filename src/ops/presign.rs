@@ -121,6 +121,7 @@ pub async fn presign(app: &App, permit: Permit<Ask>, now: SystemTime) -> Result<
         }
         _ => ask.operation.sdk(&terms).await?,
     };
+    key.usage.record(permit.caller(), expires_at, now);
     let left = expires_at.duration_since(now).unwrap_or_default();
     let expires_in = Duration::from_secs(left.as_secs());
     Ok(Presigned { request, expires_at, expires_in, signer: signer.name.clone(), issue_id })

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use percent_encoding::percent_decode_str;
-
 use crate::app::App;
 use crate::error::Error;
 use crate::object::{BucketName, ObjectKey};
@@ -13,6 +11,7 @@ use crate::rotation::driver::SignerRotation;
 use crate::rotation::keeper::Keeper;
 use crate::rotation::object::{self, ObjectRotation};
 use crate::signer::Signer;
+use crate::signer::usage::UrlsOut;
 
 /// A revoke, as it is asked for.
 #[derive(Clone, Debug)]
@@ -41,6 +40,17 @@ pub enum Target {
     KeyOfUrl(String),
 }
 
+/// What a revoke of a signer's key ends, as this replica sees it.
+pub struct BlastRadius {
+    /// The signer.
+    pub signer: Arc<Signer>,
+    /// Counts the keys of this signer on this replica; of the key that signs
+    /// now. 0 if it has none.
+    pub generation: u64,
+    /// What the key has signed on this replica that is still out.
+    pub urls_out: Vec<UrlsOut>,
+}
+
 /// What was done, or would be.
 pub struct Revoked {
     /// The id to ask again with.
@@ -66,6 +76,8 @@ pub enum Outcome {
         signer: String,
         /// The key whose URLs have ended, or would.
         old_key: String,
+        /// What that takes with it.
+        radius: BlastRadius,
         /// What was done.
         rotation: Option<SignerRotation>,
     },
@@ -87,7 +99,7 @@ pub async fn revoke(app: &Arc<App>, permit: Permit<Ask>, now: SystemTime) -> Res
             let signer = app.signers.get(name).ok_or_else(|| Error::UnknownSigner(name.clone()))?;
             let keeper = app.keepers.get(name).ok_or_else(|| not_revocable(signer))?;
             let key = keeper.doomed(request_id).await?;
-            (false, revoke_signer(keeper, permit.ask(), name, key).await?)
+            (false, revoke_signer(signer, keeper, permit.ask(), key, now).await?)
         }
         Target::KeyOfUrl(id) => {
             let signs = |signer: &&Arc<Signer>| signer.key(now).is_ok_and(|key| key.credentials.access_key_id() == id);
@@ -96,22 +108,33 @@ pub async fn revoke(app: &Arc<App>, permit: Permit<Ask>, now: SystemTime) -> Res
             }
             let mut found = None;
             for (name, keeper) in &app.keepers {
-                if let Some(doomed) = keeper.owns(id).await? {
-                    found = Some((name, keeper, doomed));
+                if let (Some(signer), Some(doomed)) = (app.signers.get(name), keeper.owns(id).await?) {
+                    found = Some((signer, keeper, doomed));
                     break;
                 }
             }
-            let (name, keeper, doomed) = found.ok_or(Error::ForeignUrl)?;
-            (doomed.already_dead, revoke_signer(keeper, permit.ask(), name, doomed.key).await?)
+            let (signer, keeper, doomed) = found.ok_or(Error::ForeignUrl)?;
+            (doomed.already_dead, revoke_signer(signer, keeper, permit.ask(), doomed.key, now).await?)
         }
     };
     Ok(Revoked { request_id: request_id.clone(), already_dead, outcome })
 }
 
-async fn revoke_signer(keeper: &Arc<Keeper>, ask: &Ask, signer: &str, old_key: String) -> Result<Outcome, Error> {
+async fn revoke_signer(
+    signer: &Arc<Signer>,
+    keeper: &Arc<Keeper>,
+    ask: &Ask,
+    old_key: String,
+    now: SystemTime,
+) -> Result<Outcome, Error> {
+    let radius = BlastRadius {
+        signer: Arc::clone(signer),
+        generation: signer.key(now).map(|key| key.generation).unwrap_or_default(),
+        urls_out: signer.usage(&old_key).map(|usage| usage.out(now)).unwrap_or_default(),
+    };
     let rotation =
         if ask.dry_run { None } else { Some(keeper.rotate(&old_key, ask.immediate, &ask.request_id).await?) };
-    Ok(Outcome::Signer { signer: signer.to_owned(), old_key, rotation })
+    Ok(Outcome::Signer { signer: signer.name.clone(), old_key, radius, rotation })
 }
 
 async fn revoke_object(app: &Arc<App>, ask: &Ask, bucket: &BucketName, key: &ObjectKey) -> Result<Outcome, Error> {
@@ -121,48 +144,16 @@ async fn revoke_object(app: &Arc<App>, ask: &Ask, bucket: &BucketName, key: &Obj
         app.bucket(bucket)?.store.head(key, None).await?;
         return Ok(Outcome::Object { new_key, rotation: None });
     }
-    let rotation = app.rotations.rotate(app, bucket.clone(), rotation).await?;
+    let name = (bucket.clone(), key.clone(), ask.request_id.clone());
+    let (rotating, _) = app.rotations.join(name, || {
+        let (app, bucket) = (Arc::clone(app), bucket.clone());
+        async move { object::rotate(&app.bucket(&bucket)?.store, &rotation).await }
+    });
+    let rotation = rotating.await?;
     tracing::info!(%bucket, key = key.as_str(), new_key = new_key.as_str(), request_id = ask.request_id, "object revoked");
     Ok(Outcome::Object { new_key, rotation: Some(rotation) })
 }
 
 fn not_revocable(signer: &Signer) -> Error {
     Error::NotRevocable(signer.name.clone())
-}
-
-/// The access key id of a presigned URL: the first part of its credential
-/// scope, `X-Amz-Credential`.
-///
-/// # Errors
-/// What would be right.
-pub fn key_of_url(url: &str) -> Result<String, &'static str> {
-    let want = "be a presigned URL, with its `X-Amz-Credential`";
-    let (_, query) = url.split_once('?').ok_or(want)?;
-    let credential = query.split('&').find_map(|pair| pair.strip_prefix("X-Amz-Credential=")).ok_or(want)?;
-    let credential = percent_decode_str(credential).decode_utf8().map_err(|_| want)?;
-    match credential.split_once('/') {
-        Some((id, _)) if !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric()) => Ok(id.to_owned()),
-        _ => Err(want),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_key_of_a_url_is_read_with_or_without_its_signature() {
-        let url = "https://b.s3.amazonaws.com/k?x-id=GetObject&X-Amz-Credential=AKIA1%2F20261124%2Fus-east-1%2Fs3%2Faws4_request";
-        assert_eq!(key_of_url(url), Ok("AKIA1".into()));
-        assert_eq!(key_of_url(&format!("{url}&X-Amz-Signature=abc")), Ok("AKIA1".into()));
-        for wrong in [
-            "",
-            "https://b/k",
-            "https://b/k?a=b",
-            "https://b/k?X-Amz-Credential=%2Fx",
-            "https://b/k?X-Amz-Credential=a",
-        ] {
-            assert!(key_of_url(wrong).is_err(), "{wrong}");
-        }
-    }
 }

@@ -14,7 +14,7 @@ use crate::vault::{Held, Vault, VaultError, Version};
 
 /// How many refusals in a row are proof. S3 has many hosts, and IAM is
 /// eventually consistent.
-const REFUSALS: u32 = 3;
+pub(super) const REFUSALS: u32 = 3;
 
 /// How a rotation is paced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,6 +185,14 @@ impl Driver {
     /// Whether S3 refuses `key` now, as far as one answer tells.
     pub async fn is_refused(&self, key: &Credentials) -> bool {
         matches!(self.probe.ask(key).await, Ok(Verdict::Refused))
+    }
+
+    /// Whether S3 knows no key `id`, as far as one answer tells.
+    ///
+    /// # Errors
+    /// Why S3 can't be asked, for the log.
+    pub async fn is_forgotten(&self, id: &str) -> Result<bool, String> {
+        self.probe.is_unknown(id).await
     }
 
     /// The key that `goal` is to end, with its secret, for the canary.

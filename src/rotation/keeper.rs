@@ -1,24 +1,20 @@
 //! Keeps an `iam-user` signer: reads its vault, finishes what a crash has left,
 //! and rotates its key when asked.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, Shared};
+use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
-use super::driver::{Driver, SignerRotation};
+use super::driver::{Done, Driver, REFUSALS, SignerRotation};
+use super::flight::Flights;
 use super::plan::Goal;
 use crate::error::Error;
 use crate::issuer::Status;
 use crate::signer::Signer;
-use crate::vault::Held;
-
-/// A rotation that any number of calls wait for.
-type Running = Shared<BoxFuture<'static, Result<SignerRotation, Error>>>;
+use crate::vault::{Held, Version};
 
 /// Keeps one signer.
 pub struct Keeper {
@@ -27,7 +23,52 @@ pub struct Keeper {
     refresh: Duration,
     reconcile: Duration,
     /// The rotations under way on this replica, by the key that they end.
-    running: Mutex<HashMap<String, Running>>,
+    running: Flights<String, SignerRotation>,
+    /// The last one that was begun, while it is under way.
+    under_way: ArcSwapOption<UnderWay>,
+    known: ArcSwap<Known>,
+    /// One look at a time, so that a late answer never undoes a newer one.
+    looking: tokio::sync::Mutex<()>,
+    /// The key that this replica has seen S3 refuse, often enough.
+    dead: ArcSwapOption<String>,
+}
+
+/// The ids of this signer's keys, as the vault had them at the last look.
+#[derive(Debug, Default)]
+struct Known {
+    current: Option<String>,
+    pending: Option<String>,
+    previous: Option<Version>,
+    retired: Vec<String>,
+}
+
+/// Whether what a key has signed is still good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is, as far as this replica knows.
+    Live,
+    /// S3 has been seen to refuse it.
+    Dead,
+}
+
+/// A rotation that has not ended yet.
+#[derive(Clone, Debug)]
+pub struct UnderWay {
+    /// The key whose URLs are to end.
+    pub old_key: String,
+    /// Whether it was asked for as immediate.
+    pub immediate: bool,
+    /// When this replica began it.
+    pub since: SystemTime,
+    progress: watch::Receiver<Vec<Done>>,
+}
+
+impl UnderWay {
+    /// What this replica has done so far.
+    #[must_use]
+    pub fn steps(&self) -> Vec<Done> {
+        self.progress.borrow().clone()
+    }
 }
 
 /// Which URLs a revoke is about.
@@ -43,19 +84,27 @@ impl Keeper {
     /// Keeps `signer` with what `driver` knows of it.
     #[must_use]
     pub fn new(signer: Arc<Signer>, driver: Driver, refresh: Duration, reconcile: Duration) -> Arc<Self> {
-        Arc::new(Self { signer, driver, refresh, reconcile, running: Mutex::default() })
+        let (under_way, dead) = (ArcSwapOption::empty(), ArcSwapOption::empty());
+        let (running, known, looking) = (Flights::default(), ArcSwap::default(), tokio::sync::Mutex::default());
+        Arc::new(Self { signer, driver, refresh, reconcile, running, under_way, known, looking, dead })
     }
 
     /// Reads the vault once, and takes up what it holds.
     pub async fn refresh(&self) {
+        let _looking = self.looking.lock().await;
         // The lease counts from before the question: the answer may be that old.
         let asked = Instant::now();
         match self.driver.vault.read().await {
-            Ok(Held { current: Some(current), .. }) => {
-                self.signer.renew(asked);
-                self.signer.adopt(current.key, SystemTime::now());
+            Ok(held) => {
+                self.learn(&held);
+                match held.current {
+                    Some(current) => {
+                        self.signer.adopt(current.key, SystemTime::now());
+                        self.signer.renew(asked);
+                    }
+                    None => self.signer.withdraw("its vault holds no key yet"),
+                }
             }
-            Ok(Held { current: None, .. }) => self.signer.withdraw("its vault holds no key yet"),
             // It may sign until its lease runs out.
             Err(why) => {
                 tracing::warn!(signer = self.signer.name, %why, "vault not read");
@@ -66,17 +115,79 @@ impl Keeper {
 
     /// Keeps the signer, for ever.
     pub async fn keep(self: Arc<Self>) {
-        // At once: a new signer has no key yet, and a crash may have left something.
-        let mut looked: Option<Instant> = None;
-        loop {
-            tokio::time::sleep(self.refresh).await;
-            self.refresh().await;
-            let idle = self.running().is_empty();
-            if idle && looked.is_none_or(|at| at.elapsed() >= self.reconcile) {
-                looked = Some(Instant::now());
-                self.finish().await;
+        let refresh = async {
+            loop {
+                tokio::time::sleep(self.refresh).await;
+                self.refresh().await;
+            }
+        };
+        // Not in turn: an outage of IAM or S3 must not cost the lease.
+        let reconcile = async {
+            let mut looked: Option<Instant> = None;
+            loop {
+                tokio::time::sleep(self.refresh).await;
+                self.watch_previous().await;
+                // At once: a new signer has no key yet, and a crash may have left something.
+                if self.running.is_empty() && looked.is_none_or(|at| at.elapsed() >= self.reconcile) {
+                    self.finish().await;
+                    looked = Some(Instant::now());
+                }
+            }
+        };
+        tokio::join!(refresh, reconcile);
+    }
+
+    fn learn(&self, held: &Held) {
+        let id = |version: &Option<Version>| version.as_ref().map(|v| v.key.access_key_id().to_owned());
+        let retired = held.current.as_ref().map(|current| current.retired.clone()).unwrap_or_default();
+        let (current, pending, previous) = (id(&held.current), id(&held.pending), held.previous.clone());
+        self.known.store(Arc::new(Known { current, pending, previous, retired }));
+    }
+
+    /// Sees for itself whether the key before is dead, whoever has rotated it.
+    async fn watch_previous(&self) {
+        let Some(previous) = self.known.load().previous.as_ref().map(|previous| previous.key.clone()) else { return };
+        if self.is_dead(previous.access_key_id()) {
+            return;
+        }
+        for _ in 0..REFUSALS {
+            if !self.driver.is_refused(&previous).await {
+                return;
             }
         }
+        self.dead.store(Some(Arc::new(previous.access_key_id().to_owned())));
+    }
+
+    fn is_dead(&self, key: &str) -> bool {
+        self.dead.load().as_ref().is_some_and(|dead| ***dead == *key)
+    }
+
+    /// What the last look has shown of `key`; `None` if it is not this
+    /// signer's. Asks nobody.
+    #[must_use]
+    pub fn standing(&self, key: &str) -> Option<Standing> {
+        let known = self.known.load();
+        let previous = known.previous.as_ref().map(|previous| previous.key.access_key_id());
+        if self.is_dead(key) {
+            Some(Standing::Dead)
+        } else if [known.current.as_deref(), known.pending.as_deref(), previous].contains(&Some(key)) {
+            Some(Standing::Live)
+        } else {
+            // The next key was not made before this one was proven dead.
+            known.retired.iter().any(|retired| retired == key).then_some(Standing::Dead)
+        }
+    }
+
+    /// The rotation that this replica is in the middle of.
+    #[must_use]
+    pub fn under_way(&self) -> Option<Arc<UnderWay>> {
+        self.under_way.load_full()
+    }
+
+    /// The key that is to sign next, whichever replica has made it.
+    #[must_use]
+    pub fn pending(&self) -> Option<String> {
+        self.known.load().pending.clone()
     }
 
     /// Leaves nothing half done: makes the first key, or finishes a rotation
@@ -106,35 +217,36 @@ impl Keeper {
         Ok(version.key.access_key_id().to_owned())
     }
 
-    /// Whether `key` is, or has last been, this signer's; and whether S3
-    /// refuses it already.
+    /// Whether `key` is, or has been, this signer's; and whether S3 refuses it
+    /// already.
     ///
     /// # Errors
     /// [`Error::SignerUnavailable`] if the vault can't be read.
     pub async fn owns(&self, key: &str) -> Result<Option<Doomed>, Error> {
         let held = self.read().await?;
+        let retired = held.current.as_ref().is_some_and(|current| current.retired.iter().any(|id| id == key));
         let mut versions = [held.current, held.pending, held.previous].into_iter().flatten();
-        let Some(version) = versions.find(|version| version.key.access_key_id() == key) else { return Ok(None) };
-        Ok(Some(Doomed { key: key.to_owned(), already_dead: self.driver.is_refused(&version.key).await }))
+        if let Some(version) = versions.find(|version| version.key.access_key_id() == key) {
+            return Ok(Some(Doomed { key: key.to_owned(), already_dead: self.driver.is_refused(&version.key).await }));
+        }
+        Ok(retired.then(|| Doomed { key: key.to_owned(), already_dead: true }))
     }
 
     /// Ends all URLs that `key` has signed, or joins a rotation that does, and
-    /// waits for its end. When nobody waits any more, it goes on.
+    /// waits for its end. When nobody waits any more, it goes on. A key that
+    /// was retired long ago is only proven dead.
     ///
     /// # Errors
-    /// [`Error::KeySlotsTaken`].
+    /// [`Error::KeySlotsTaken`], and [`Error::SignerUnavailable`] if the vault,
+    /// IAM or S3 do not answer.
     pub async fn rotate(
         self: &Arc<Self>,
         key: &str,
         immediate: bool,
         request_id: &str,
     ) -> Result<SignerRotation, Error> {
-        let (running, joined) = {
-            let mut all = self.running();
-            let joined = all.contains_key(key);
-            let begin = || Arc::clone(self).begin(key.to_owned(), immediate, request_id);
-            (all.entry(key.to_owned()).or_insert_with(begin).clone(), joined)
-        };
+        let (running, joined) =
+            self.running.join(key.to_owned(), || Arc::clone(self).begin(key.to_owned(), immediate, request_id));
         if joined && immediate {
             // The one under way may be planned: what is urgent need not wait for its lease.
             let done = self.driver.issuer.set_status(&self.driver.user, key, Status::Inactive).await;
@@ -143,23 +255,49 @@ impl Keeper {
         running.await
     }
 
-    fn begin(self: Arc<Self>, key: String, immediate: bool, request_id: &str) -> Running {
+    fn begin(
+        self: Arc<Self>,
+        key: String,
+        immediate: bool,
+        request_id: &str,
+    ) -> impl Future<Output = Result<SignerRotation, Error>> + use<> {
         let version = version_of(&self.signer.name, request_id);
-        let task = tokio::spawn(async move {
-            let (progress, _) = watch::channel(Vec::new());
+        let (tell, progress) = watch::channel(Vec::new());
+        let begun = Arc::new(UnderWay { old_key: key.clone(), immediate, since: SystemTime::now(), progress });
+        self.under_way.store(Some(Arc::clone(&begun)));
+        async move {
             let goal = Goal::Replace { key: key.clone(), immediate };
-            let ended = self.driver.drive(&goal, &version, &progress).await;
-            self.refresh().await;
-            self.running().remove(&key);
-            match ended {
-                Ok(Some(rotation)) => Ok(rotation),
-                Ok(None) => Err(Error::internal(format!("the key `{key}` is not in the vault any more"))),
+            let ended = match self.driver.drive(&goal, &version, &tell).await {
+                Ok(Some(rotation)) => {
+                    self.dead.store(Some(Arc::new(key)));
+                    Ok(rotation)
+                }
+                // It is not in the vault any more.
+                Ok(None) => self.proven_dead(key).await,
                 Err(error) => Err(error),
+            };
+            self.refresh().await;
+            // Another one may have begun meanwhile.
+            if self.under_way.load().as_ref().is_some_and(|latest| Arc::ptr_eq(latest, &begun)) {
+                self.under_way.store(None);
             }
-        });
-        task.map(|ended| ended.unwrap_or_else(|e| Err(Error::internal(format!("signer rotation: {e}")))))
-            .boxed()
-            .shared()
+            ended
+        }
+    }
+
+    /// The proof that a key, whose secret nobody has any more, is dead.
+    async fn proven_dead(&self, old_key: String) -> Result<SignerRotation, Error> {
+        let held = self.read().await?;
+        let Some(current) = held.current else { return Err(self.unavailable("its vault holds no key yet".into())) };
+        for _ in 0..REFUSALS {
+            match self.driver.is_forgotten(&old_key).await {
+                Ok(true) => {}
+                Ok(false) => return Err(self.unavailable(format!("S3 still knows the retired key `{old_key}`"))),
+                Err(why) => return Err(self.unavailable(why)),
+            }
+        }
+        let new_key = current.key.access_key_id().to_owned();
+        Ok(SignerRotation { old_key, new_key, confirmed_at: SystemTime::now(), steps: Vec::new() })
     }
 
     async fn read(&self) -> Result<Held, Error> {
@@ -169,15 +307,11 @@ impl Keeper {
     fn unavailable(&self, detail: String) -> Error {
         Error::SignerUnavailable { signer: self.signer.name.clone(), detail }
     }
-
-    fn running(&self) -> MutexGuard<'_, HashMap<String, Running>> {
-        // Every change is a single step, so that a panic leaves nothing half done.
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// The vault's version id of a rotation: the same for every retry.
-fn version_of(signer: &str, request_id: &str) -> String {
+#[must_use]
+pub fn version_of(signer: &str, request_id: &str) -> String {
     let hash = Sha256::digest(format!("{signer}\n{request_id}"));
     let id = hash.iter().take(16).fold(0, |id: u128, byte| (id << 8) | u128::from(*byte));
     format!("{id:032x}")

@@ -52,6 +52,26 @@ impl Probe {
     /// # Errors
     /// Why there is no verdict, for the log; no URL is in it.
     pub async fn ask(&self, key: &Credentials) -> Result<Verdict, String> {
+        match self.refusal(key).await?.as_deref() {
+            Some("InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "ExpiredToken") => {
+                Ok(Verdict::Refused)
+            }
+            // It has verified the signature before it looked at what may be read.
+            Some(_) | None => Ok(Verdict::Honoured),
+        }
+    }
+
+    /// Whether S3 says that there is no such key. That takes no secret.
+    ///
+    /// # Errors
+    /// As [`Probe::ask`].
+    pub async fn is_unknown(&self, id: &str) -> Result<bool, String> {
+        let key = Credentials::new(id, "unknown", None, None, "probe");
+        Ok(self.refusal(&key).await?.as_deref() == Some("InvalidAccessKeyId"))
+    }
+
+    /// S3's error code, if it refuses a URL signed with `key`.
+    async fn refusal(&self, key: &Credentials) -> Result<Option<String>, String> {
         let now = SystemTime::now();
         let Presigner { client, .. } = Presigner::new(&self.bucket, key.clone(), now);
         let start = whole_seconds(now);
@@ -71,15 +91,10 @@ impl Probe {
             return Err(format!("S3 answers {status}"));
         }
         if status != 403 && status != 400 {
-            return Ok(Verdict::Honoured);
+            return Ok(None);
         }
         let body = response.text().await.map_err(|e| chain(&e.without_url()))?;
-        let code =
-            body.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map_or("", |(code, _)| code);
-        match code {
-            "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "ExpiredToken" => Ok(Verdict::Refused),
-            // It has verified the signature before it looked at what may be read.
-            _ => Ok(Verdict::Honoured),
-        }
+        let code = body.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code);
+        Ok(Some(code.unwrap_or_default().to_owned()))
     }
 }

@@ -77,6 +77,12 @@ impl Fast {
         same.then_some(fast)
     }
 
+    /// The bucket's URL, to which an encoded key is appended.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// Whether this may be used.
     #[must_use]
     pub fn trusted(&self) -> bool {

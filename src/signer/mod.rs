@@ -4,10 +4,12 @@
 pub mod ambient;
 pub mod fast;
 pub mod presign;
+pub mod url;
+pub mod usage;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -20,6 +22,7 @@ use crate::error::Error;
 use crate::object::{BucketName, Lifetime, ObjectKey};
 use fast::Fast;
 use presign::Terms;
+use usage::Usage;
 
 /// Where a signer's key comes from, and thereby how its URLs are revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub struct KeySnapshot {
     pub credentials: Credentials,
     /// When this replica took it up.
     pub since: SystemTime,
+    /// What it has signed on this replica that is still out.
+    pub usage: Arc<Usage>,
     presigners: BTreeMap<BucketName, Presigner>,
 }
 
@@ -87,6 +92,15 @@ impl Presigner {
     }
 }
 
+/// The URL of a bucket, to which an encoded key is appended. `None` if the SDK
+/// writes it in a way that we can't tell.
+#[must_use]
+pub fn base(bucket: &BucketSettings) -> Option<String> {
+    let nobody = Credentials::new("nobody", "nothing", None, None, "none");
+    let presigner = Presigner::new(bucket, nobody, SystemTime::now());
+    presigner.fast.map(|fast| fast.base().to_owned())
+}
+
 /// `time` rounded down, as signatures have it.
 pub(crate) fn whole_seconds(time: SystemTime) -> SystemTime {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -112,7 +126,12 @@ pub struct Signer {
     state: ArcSwap<State>,
     changed: watch::Sender<()>,
     lease: Option<Lease>,
+    /// The last keys that it has had on this replica, by access key id.
+    usages: Mutex<Vec<(String, Arc<Usage>)>>,
 }
+
+/// Of how many keys of a signer a replica remembers what they have signed.
+const REMEMBERED: usize = 8;
 
 /// How long a key may be used without another look at where it comes from.
 #[derive(Debug)]
@@ -151,7 +170,8 @@ impl Signer {
             .map(|(name, bucket)| (name.clone(), bucket.clone()))
             .collect();
         let state = ArcSwap::from_pointee(State::Unavailable("no key was looked for yet".into()));
-        Self { name: name.to_owned(), kind, routes, buckets, state, changed, lease: None }
+        let usages = Mutex::default();
+        Self { name: name.to_owned(), kind, routes, buckets, state, changed, lease: None, usages }
     }
 
     /// The same, but its key may be used only for so long after each
@@ -208,8 +228,26 @@ impl Signer {
             .map(|(name, bucket)| (name.clone(), Presigner::new(bucket, credentials.clone(), now)))
             .collect();
         tracing::info!(signer = self.name, generation, access_key_id = credentials.access_key_id(), "key adopted");
-        let key = KeySnapshot { generation, credentials, since: now, presigners };
+        let usage = self.usage(credentials.access_key_id()).unwrap_or_else(|| self.new_usage(&credentials));
+        let key = KeySnapshot { generation, credentials, since: now, usage, presigners };
         self.publish(State::Ready(Arc::new(key)));
+    }
+
+    /// What the key with this id has signed, if this replica has had it of late.
+    #[must_use]
+    pub fn usage(&self, access_key_id: &str) -> Option<Arc<Usage>> {
+        let usages = self.usages.lock().unwrap_or_else(PoisonError::into_inner);
+        usages.iter().find(|(id, _)| id == access_key_id).map(|(_, usage)| Arc::clone(usage))
+    }
+
+    fn new_usage(&self, key: &Credentials) -> Arc<Usage> {
+        let mut usages = self.usages.lock().unwrap_or_else(PoisonError::into_inner);
+        if usages.len() >= REMEMBERED {
+            usages.remove(0);
+        }
+        let usage = Arc::<Usage>::default();
+        usages.push((key.access_key_id().to_owned(), Arc::clone(&usage)));
+        usage
     }
 
     /// Has no key any more, for this reason.

@@ -103,13 +103,13 @@ struct VersionJson {
 
 impl From<VersionJson> for Version {
     fn from(json: VersionJson) -> Self {
-        Self { id: json.id, key: json.key.into() }
+        json.key.into_version(json.id)
     }
 }
 
 impl From<Version> for VersionJson {
     fn from(version: Version) -> Self {
-        Self { key: KeyJson::from(&version.key), id: version.id }
+        Self { key: KeyJson::new(&version.key, version.retired), id: version.id }
     }
 }
 

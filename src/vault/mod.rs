@@ -16,7 +16,14 @@ pub struct Version {
     pub id: String,
     /// The key. Its `Debug` hides the secret, and it is zeroized when dropped.
     pub key: Credentials,
+    /// The access key ids that were current before, the last one last. Each
+    /// was proven dead before the next was made: they tell whose an old URL is.
+    pub retired: Vec<String>,
 }
+
+/// How many retired ids are kept: far more than rotations in the seven days
+/// that a URL may live.
+const MAX_RETIRED: usize = 200;
 
 /// What a vault holds of one signer, by staging label.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,7 +98,8 @@ impl Held {
         if let Some(known) = known {
             return if same_key(&known.key, key) { Ok(()) } else { Err(VaultError::Conflict) };
         }
-        self.pending = Some(Version { id: id.to_owned(), key: key.clone() });
+        let retired = self.current.as_ref().map(retired_with).unwrap_or_default();
+        self.pending = Some(Version { id: id.to_owned(), key: key.clone(), retired });
         Ok(())
     }
 
@@ -113,6 +121,14 @@ impl Held {
     fn unstage(&mut self, id: &str) {
         self.pending.take_if(|pending| pending.id == id);
     }
+}
+
+/// What has been current once `current` is that no more.
+fn retired_with(current: &Version) -> Vec<String> {
+    let mut retired = current.retired.clone();
+    retired.push(current.key.access_key_id().to_owned());
+    retired.drain(..retired.len().saturating_sub(MAX_RETIRED));
+    retired
 }
 
 fn id_of(version: Option<&Version>) -> Option<&str> {
@@ -139,26 +155,28 @@ fn check_id(id: &str) -> Result<(), VaultError> {
 struct KeyJson {
     access_key_id: String,
     secret_access_key: Zeroizing<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    retired: Vec<String>,
 }
 
-impl From<&Credentials> for KeyJson {
-    fn from(key: &Credentials) -> Self {
+impl KeyJson {
+    fn new(key: &Credentials, retired: Vec<String>) -> Self {
         Self {
             access_key_id: key.access_key_id().to_owned(),
             secret_access_key: Zeroizing::new(key.secret_access_key().to_owned()),
+            retired,
         }
     }
-}
 
-impl From<KeyJson> for Credentials {
-    fn from(json: KeyJson) -> Self {
-        Self::new(json.access_key_id, json.secret_access_key.as_str(), None, None, "vault")
+    fn into_version(self, id: String) -> Version {
+        let key = Credentials::new(self.access_key_id, self.secret_access_key.as_str(), None, None, "vault");
+        Version { id, key, retired: self.retired }
     }
 }
 
 /// `value` as JSON, in a buffer large enough not to move and leave copies.
 fn to_json(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, VaultError> {
-    let mut json = Zeroizing::new(Vec::with_capacity(4096));
+    let mut json = Zeroizing::new(Vec::with_capacity(32 << 10));
     serde_json::to_writer_pretty(&mut *json, value).map_err(|e| unreadable(&e))?;
     Ok(json)
 }

@@ -10,15 +10,13 @@ use std::time::SystemTime;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_secretsmanager::Client;
-use aws_sdk_secretsmanager::config::{BehaviorVersion, Region};
 use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use zeroize::Zeroizing;
 
-use super::{Held, KeyJson, Vault, VaultError, Version, check_id, same_key, to_json, unreadable};
-use crate::aws::{is_transient, retries, timeouts};
+use super::{Held, KeyJson, Vault, VaultError, Version, check_id, retired_with, same_key, to_json, unreadable};
+use crate::aws::{client_config, is_transient};
 use crate::signer::presign::chain;
-use crate::store::http_client;
 
 const CURRENT: &str = "AWSCURRENT";
 const PENDING: &str = "AWSPENDING";
@@ -42,7 +40,7 @@ pub struct SecretsManager {
 
 #[derive(Clone)]
 struct Read {
-    key: Credentials,
+    version: Version,
     created: Option<SystemTime>,
 }
 
@@ -81,15 +79,8 @@ impl SecretsManager {
     /// key is staged. Opens nothing yet.
     #[must_use]
     pub fn new(secret: &str, region: &str, endpoint: Option<String>, identity: SharedCredentialsProvider) -> Self {
-        let mut config = aws_sdk_secretsmanager::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(region.to_owned()))
-            .credentials_provider(identity)
-            .http_client(http_client())
-            .retry_config(retries())
-            .timeout_config(timeouts());
-        config.set_endpoint_url(endpoint);
-        Self { client: Client::from_conf(config.build()), secret: secret.to_owned(), read: Mutex::default() }
+        let client = Client::new(&client_config(region, endpoint, identity));
+        Self { client, secret: secret.to_owned(), read: Mutex::default() }
     }
 
     /// The labels, if there is such a secret.
@@ -120,14 +111,14 @@ impl SecretsManager {
         let json = Zeroizing::new(value.secret_string.unwrap_or_default());
         let key: KeyJson = serde_json::from_str(&json).map_err(|e| unreadable(&e))?;
         let created = value.created_date.and_then(|time| time.try_into().ok());
-        let read = Read { key: key.into(), created };
+        let read = Read { version: key.into_version(id.to_owned()), created };
         self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), read.clone());
         Ok(Some(read))
     }
 
     async fn version(&self, id: Option<&str>) -> Result<Option<Version>, VaultError> {
         let Some(id) = id else { return Ok(None) };
-        Ok(self.key(id).await?.map(|read| Version { id: id.to_owned(), key: read.key }))
+        Ok(self.key(id).await?.map(|read| read.version))
     }
 
     /// Makes the secret, with no version in it.
@@ -186,10 +177,10 @@ impl Vault for SecretsManager {
         let previous = self.version(labels.with(PREVIOUS).next()).await?;
         let mut pending = Vec::new();
         for id in labels.0.keys().filter(|id| labels.is_pending(id)) {
-            pending.extend(self.key(id).await?.map(|read| (read.created, id, read.key)));
+            pending.extend(self.key(id).await?.map(|read| (read.created, id, read.version)));
         }
         let newest = pending.into_iter().max_by_key(|(created, id, _)| (*created, *id));
-        let pending = newest.map(|(_, id, key)| Version { id: id.clone(), key });
+        let pending = newest.map(|(_, _, version)| version);
         Ok(Held { current, pending, previous })
     }
 
@@ -204,12 +195,13 @@ impl Vault for SecretsManager {
         }
         // Not left to `PutSecretValue`: LocalStack lets it overwrite a pending
         // version.
-        if labels.is_some_and(|labels| labels.0.contains_key(id))
+        if labels.as_ref().is_some_and(|labels| labels.0.contains_key(id))
             && let Some(known) = self.key(id).await?
         {
-            return if same_key(&known.key, key) { Ok(()) } else { Err(VaultError::Conflict) };
+            return if same_key(&known.version.key, key) { Ok(()) } else { Err(VaultError::Conflict) };
         }
-        let json = to_json(&KeyJson::from(key))?;
+        let current = self.version(labels.as_ref().and_then(Labels::current)).await?;
+        let json = to_json(&KeyJson::new(key, current.as_ref().map(retired_with).unwrap_or_default()))?;
         let json = str::from_utf8(&json).map_err(|e| VaultError::Corrupt(e.to_string()))?;
         // INVARIANT: the secret has a version, so that this one does not become
         // AWSCURRENT.

@@ -244,6 +244,9 @@ impl FileAccess for Constant {
     async fn revoke(&self, _: Request<pb::RevokeRequest>) -> Result<Response<pb::RevokeResponse>, Status> {
         Err(Status::unimplemented("not part of the floor"))
     }
+    async fn inspect(&self, _: Request<pb::InspectRequest>) -> Result<Response<pb::InspectResponse>, Status> {
+        Err(Status::unimplemented("not part of the floor"))
+    }
     async fn list_signers(
         &self,
         _: Request<pb::ListSignersRequest>,

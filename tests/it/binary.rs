@@ -26,22 +26,22 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-fn fileaccess(arguments: &[&str]) -> Command {
+pub fn fileaccess(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fileaccess"));
     command.args(arguments).stdin(Stdio::null());
     command
 }
 
 /// A running binary, ended with the test.
-struct Running(Child);
+pub struct Running(Child);
 
 impl Running {
-    fn start(mut command: Command) -> Self {
+    pub fn start(mut command: Command) -> Self {
         Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary"))
     }
 
     /// Reads standard error until a line has `text`, and gives that line.
-    fn logged(&mut self, text: &str) -> String {
+    pub fn logged(&mut self, text: &str) -> String {
         let mut log = BufReader::new(self.0.stderr.as_mut().expect("a pipe"));
         let mut line = String::new();
         // Byte by byte would be slow, and what is buffered past the line is lost: fine here.
@@ -114,7 +114,7 @@ async fn what_dev_prints_can_be_pasted(_: Backend) {
     assert!(dev.0.wait().unwrap().success());
 }
 
-async fn free_port() -> String {
+pub async fn free_port() -> String {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string()
 }
 

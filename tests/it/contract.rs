@@ -31,7 +31,7 @@ async fn labels(vault: &dyn Vault) -> [Option<char>; 3] {
     hides_secrets(&vault);
     let Held { current, pending, previous } = held;
     [current, pending, previous].map(|version| {
-        version.map(|Version { id: held_id, key: held_key }| {
+        version.map(|Version { id: held_id, key: held_key, .. }| {
             let name = held_id.chars().last().unwrap();
             assert_eq!(held_id, id(name));
             assert_eq!(held_key.access_key_id(), key(name).access_key_id());
@@ -63,6 +63,8 @@ async fn a_key_goes_from_pending_to_current_to_previous([one, two]: Pair) {
     two.stage(&id('c'), &key('c')).await.unwrap();
     two.promote(Some(&id('b')), &id('c')).await.unwrap();
     assert_eq!(labels(&*one).await, [Some('c'), None, Some('b')]);
+    // What came before is remembered, by id.
+    assert_eq!(one.read().await.unwrap().current.unwrap().retired, ["AKIAa", "AKIAb"]);
 }
 
 async fn everything_can_be_said_twice([one, two]: Pair) {

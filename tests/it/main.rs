@@ -6,9 +6,11 @@
 mod behaviours;
 mod binary;
 mod contract;
+mod inspect;
 mod keys;
 mod localstack;
 mod object_rotation;
+mod operate;
 mod refusals;
 mod revoke;
 mod service;
@@ -52,6 +54,7 @@ fn main() {
         .into_iter()
         .chain(refusals::cases())
         .chain(revoke::cases())
+        .chain(inspect::cases())
         .chain(signer_rotation::cases())
         .chain(object_rotation::cases())
     {
@@ -62,6 +65,7 @@ fn main() {
         .into_iter()
         .chain(object_rotation::localstack_cases())
         .chain(revoke::localstack_cases())
+        .chain(operate::localstack_cases())
     {
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
     }
@@ -69,6 +73,9 @@ fn main() {
         trials.push(trial(name, move || case(Backend::LocalStack), local.is_ok()));
     }
     for (name, case) in service::cases().into_iter().chain(keys::cases()) {
+        trials.push(trial(name, move || case(Backend::Embedded), true));
+    }
+    for (name, case) in operate::cases() {
         trials.push(trial(name, move || case(Backend::Embedded), true));
     }
     for (name, case) in service::grpcurl_cases().into_iter().chain(binary::cases()) {

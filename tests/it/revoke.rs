@@ -110,7 +110,7 @@ async fn what_cannot_be_revoked_says_why(backend: Backend) {
 }
 
 /// A signer of its own for `tenant/`, with a vault that may be elsewhere.
-fn managed(vault: &str) -> String {
+pub fn managed(vault: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let user = format!("managed-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     format!(
@@ -121,7 +121,7 @@ fn managed(vault: &str) -> String {
     )
 }
 
-fn signer_rotation(response: pb::RevokeResponse) -> pb::SignerRotation {
+pub fn signer_rotation(response: pb::RevokeResponse) -> pb::SignerRotation {
     let Some(Outcome::SignerRotation(rotation)) = response.outcome else { panic!("no outcome") };
     rotation
 }

@@ -1,5 +1,8 @@
 //! The subcommands, one function each.
 
+mod bootstrap;
+mod operate;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
@@ -48,6 +51,23 @@ enum Command {
         /// Only check the settings.
         #[arg(long)]
         check: bool,
+    },
+    /// End URLs that are already out, and wait for the proof.
+    Revoke(operate::Revoke),
+    /// Tell what a presigned URL is, and whether it is good.
+    Inspect(operate::Inspect),
+    /// List the signers: whose keys sign which URLs.
+    Signers(operate::Server),
+    /// Make what the `iam-user` signers of the settings need: the IAM users,
+    /// their policies, and their first keys. Again does no harm.
+    Bootstrap {
+        /// The settings file (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Change nothing: print the policies, of the signers and of the
+        /// service's own identity.
+        #[arg(long)]
+        print_policies: bool,
     },
 }
 
@@ -99,6 +119,18 @@ pub fn main() -> ExitCode {
                     return Ok(());
                 }
                 block_on(serve(settings))
+            })
+        }
+        Command::Revoke(ask) => block_on(operate::revoke(ask)),
+        Command::Inspect(ask) => block_on(operate::inspect(ask)),
+        Command::Signers(server) => block_on(operate::signers(&server)),
+        Command::Bootstrap { config, print_policies } => {
+            telemetry::init("warn");
+            load(&config).and_then(|settings| {
+                if print_policies {
+                    return bootstrap::print_policies(&settings);
+                }
+                block_on(bootstrap::run(settings))
             })
         }
     };
