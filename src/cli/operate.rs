@@ -16,6 +16,7 @@ use crate::pb;
 use crate::pb::file_access_client::FileAccessClient;
 use crate::pb::revoke_request::Target;
 use crate::pb::revoke_response::Outcome;
+use crate::signer::presign::chain;
 
 type Client = FileAccessClient<Channel>;
 
@@ -128,6 +129,12 @@ impl Server {
 /// A status as one line: the code, the reason, and what it says.
 fn failed(status: &Status) -> Failure {
     let details = status.get_error_details();
+    if details.error_info().is_none()
+        && let Some(source) = std::error::Error::source(status)
+    {
+        // Not the service's own answer.
+        return Failure::running(format!("the service can't be reached: {}", chain(source)));
+    }
     let reason = details.error_info().map(|info| format!(" ({})", info.reason)).unwrap_or_default();
     Failure::running(format!("{:?}{reason}: {}", status.code(), status.message()))
 }

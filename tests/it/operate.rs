@@ -96,7 +96,7 @@ async fn what_goes_wrong_is_told_with_an_exit_code(_: Backend) {
         assert_eq!(code(usage).0, Some(64), "{usage:?}");
     }
     let (status, said) = code(&["signers", "--server", "http://127.0.0.1:9"]);
-    assert!(status == Some(1) && said.contains("Unavailable"), "{said}");
+    assert!(status == Some(1) && said.contains("can't be reached"), "{said}");
 }
 
 fn settings(folder: &Path, user: &str) -> Command {
