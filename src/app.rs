@@ -2,6 +2,7 @@
 //! once from the settings; only the signers' keys change.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -9,6 +10,7 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 
+use crate::audit::Audit;
 use crate::config::{
     BucketSettings, IamSettings, Limits, RotationSettings, SecretSettings, Settings, SignerSettings, VaultSettings,
 };
@@ -23,6 +25,7 @@ use crate::rotation::object::ObjectRotation;
 use crate::rotation::probe::Probe;
 use crate::signer::{self, Kind, Signer, ambient};
 use crate::store::Store;
+use crate::throttle::Throttle;
 use crate::vault::Vault;
 use crate::vault::file::FileVault;
 use crate::vault::secrets_manager::SecretsManager;
@@ -42,6 +45,12 @@ pub struct App {
     pub ttl_default: Lifetime,
     /// What this replica takes on.
     pub limits: Limits,
+    /// How many calls a caller may make.
+    pub calls: Throttle,
+    /// How many URLs a caller may ask for.
+    pub urls: Throttle,
+    /// Where it is written down who was given what.
+    pub audit: Audit,
     /// Hears of every change of a signer's key.
     pub changed: watch::Receiver<()>,
     /// The object rotations under way, by bucket, key and request id.
@@ -113,7 +122,10 @@ impl Sources {
 impl App {
     /// A replica, its signers' keys looked up once. A signer whose key can't
     /// be had yet answers `UNAVAILABLE`, and is tried again in the background.
-    pub async fn start(settings: &Settings, sources: Sources) -> Arc<Self> {
+    ///
+    /// # Errors
+    /// An audit trail that can't be begun.
+    pub async fn start(settings: &Settings, sources: Sources) -> io::Result<Arc<Self>> {
         let (tell, changed) = watch::channel(());
         let mut signers = BTreeMap::new();
         let mut keepers = BTreeMap::new();
@@ -142,26 +154,26 @@ impl App {
             signers.insert(name, signer);
         }
         let bucket = |(name, bucket): (&BucketName, &BucketSettings)| {
-            let mut routes = PrefixMap::default();
-            for route in settings.routes.iter().filter(|r| r.bucket == *name) {
-                if let Some(signer) = signers.get(&route.signer) {
-                    routes.insert(route.prefix.clone(), Arc::clone(signer));
-                }
-            }
+            let routes = settings.routes.iter().filter(|r| r.bucket == *name);
+            let routes =
+                routes.filter_map(|r| Some((r.prefix.as_str(), Arc::clone(signers.get(&r.signer)?)))).collect();
             let store = Store::new(bucket, sources.identity.clone()).with_copy_limits(settings.rotation.copy_limits());
             let base = signer::base(bucket);
             (name.clone(), Bucket { settings: bucket.clone(), store, name: name.clone(), base, routes })
         };
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             buckets: settings.buckets.iter().map(bucket).collect(),
-            policy: Policy::new(settings.ttl.ceiling),
+            policy: Policy::new(settings),
             ttl_default: settings.ttl.default,
+            calls: Throttle::new("calls", settings.limits.calls_per_second),
+            urls: Throttle::new("URLs", settings.limits.urls_per_second),
+            audit: Audit::start(&settings.audit)?,
             limits: settings.limits.clone(),
             rotations: Flights::default(),
             changed,
             signers,
             keepers,
-        })
+        }))
     }
 
     /// The bucket of that name.

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
 use crate::object::{BucketName, Lifetime, Prefix};
+use crate::policy::grant::GrantSettings;
 use crate::store::copy::CopyLimits;
 
 /// Variables that begin with this override settings: `FILEACCESS_TTL__DEFAULT`
@@ -70,6 +71,9 @@ pub struct Settings {
     pub signers: BTreeMap<String, SignerSettings>,
     /// Which signer signs for which keys.
     pub routes: Vec<RouteSettings>,
+    /// Who may ask for what. None: nobody for anything.
+    #[serde(default)]
+    pub grants: Vec<GrantSettings>,
     /// How long URLs live.
     #[serde(default)]
     pub ttl: TtlSettings,
@@ -79,9 +83,42 @@ pub struct Settings {
     /// Where the keys of `iam-user` signers are made.
     #[serde(default)]
     pub iam: IamSettings,
+    /// Where it is written down who was given what.
+    #[serde(default)]
+    pub audit: AuditSettings,
     /// What one replica takes on.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// Where it is written down who was given what: JSON lines.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuditSettings {
+    /// To standard output.
+    pub stdout: bool,
+    /// To a file, at its end.
+    pub file: Option<PathBuf>,
+    /// How many records may wait to be written.
+    pub queue: usize,
+    /// What happens to a call for whose record there is no room.
+    pub when_full: WhenFull,
+}
+
+/// What happens to a call for whose audit record there is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenFull {
+    /// It is refused.
+    Refuse,
+    /// It waits.
+    Block,
+}
+
+impl Default for AuditSettings {
+    fn default() -> Self {
+        Self { stdout: true, file: None, queue: 16_384, when_full: WhenFull::Refuse }
+    }
 }
 
 /// A listening address.
@@ -333,6 +370,12 @@ pub struct Limits {
     pub connections: usize,
     /// Calls at once on one connection (HTTP/2 streams).
     pub streams: u32,
+    /// Calls at once, on all connections. Further ones are refused.
+    pub calls: usize,
+    /// Calls a second that one caller may make, and as many at once. 0: any.
+    pub calls_per_second: u32,
+    /// URLs a second that one caller may ask for, and as many at once. 0: any.
+    pub urls_per_second: u32,
     /// The largest request, in bytes.
     pub request_bytes: usize,
     /// The largest response, in bytes.
@@ -361,6 +404,9 @@ impl Default for Limits {
             workers: 0,
             connections: 1024,
             streams: 256,
+            calls: 1024,
+            calls_per_second: 0,
+            urls_per_second: 0,
             request_bytes: 4 << 20,
             response_bytes: 16 << 20,
             deadline: Duration::from_secs(30),
@@ -403,6 +449,7 @@ impl Settings {
         self.check_buckets(&mut faults);
         self.check_signers(&mut faults, env);
         self.check_routes(&mut faults);
+        self.check_grants(&mut faults);
         self.check_limits(&mut faults);
         if faults.0.is_empty() { Ok(()) } else { Err(SettingsError(faults.0)) }
     }
@@ -487,6 +534,19 @@ impl Settings {
         }
     }
 
+    fn check_grants(&self, faults: &mut Faults) {
+        for (n, grant) in self.grants.iter().enumerate() {
+            let bucket = &grant.bucket;
+            if !self.buckets.contains_key(bucket) {
+                let problem = format!("there is no bucket `{bucket}`; name one of [buckets]");
+                faults.add(format!("grants[{n}].bucket"), problem);
+            }
+            for (field, problem) in grant.faults() {
+                faults.add(format!("grants[{n}].{field}"), problem);
+            }
+        }
+    }
+
     fn check_limits(&self, faults: &mut Faults) {
         let (mib, gib) = (1 << 20, 1 << 30);
         for (field, bytes) in
@@ -496,6 +556,19 @@ impl Settings {
                 let problem = format!("{bytes} must be 5 MiB to 5 GiB: 5242880 to 5368709120");
                 faults.add(format!("rotation.{field}"), problem);
             }
+        }
+        let AuditSettings { stdout, file, queue, .. } = &self.audit;
+        match file {
+            None if !stdout => {
+                faults.add("audit", "neither `stdout` nor `file` is set, so that nobody could be traced");
+            }
+            Some(path) if !path.is_absolute() => {
+                faults.add("audit.file", format!("`{}` needs an absolute path", path.display()));
+            }
+            _ => {}
+        }
+        if !(1..=1_000_000).contains(queue) {
+            faults.add("audit.queue", format!("{queue} must be 1 to 1000000"));
         }
         let TtlSettings { default, ceiling } = self.ttl;
         if default > ceiling {
@@ -513,6 +586,7 @@ impl Settings {
         within("workers", limits.workers, 0..=256);
         within("connections", limits.connections, 1..=1_000_000);
         within("streams", limits.streams as usize, 1..=10_000);
+        within("calls", limits.calls, 1..=1_000_000);
         within("request_bytes", limits.request_bytes, 1024..=64 << 20);
         within("response_bytes", limits.response_bytes, 64 << 10..=256 << 20);
         for (field, duration) in [
@@ -623,13 +697,13 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
         .map_err(|_| de::Error::custom(format!("`{text}` is no duration; write it like \"15m\" or \"1h 30m\"")))
 }
 
-fn lifetime<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Lifetime, D::Error> {
+pub(crate) fn lifetime<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Lifetime, D::Error> {
     let duration = duration(deserializer)?;
     Lifetime::new(duration)
         .ok_or_else(|| de::Error::custom(format!("`{}` must {}", humantime::format_duration(duration), Lifetime::WANT)))
 }
 
-fn bucket_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BucketName, D::Error> {
+pub(crate) fn bucket_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BucketName, D::Error> {
     let text = String::deserialize(deserializer)?;
     BucketName::parse(&text).map_err(|want| de::Error::custom(format!("`{text}` must be {want}")))
 }
@@ -666,6 +740,16 @@ mod tests {
         [[routes]]
         bucket = "photos"
         signer = "main"
+        [[grants]]
+        caller = "spiffe://mesh.test/ns/*/sa/web-*"
+        bucket = "photos"
+        prefix = "{caller.ns}/"
+        actions = ["download", "upload"]
+        max_ttl = "1h"
+        max_size = 10
+        content_types = ["image/*"]
+        create_only = true
+        checksum = true
         [ttl]
         default = "5m"
     "#;
@@ -710,6 +794,26 @@ mod tests {
             ("unix:/run/fa.sock", "unix:fa.sock", "listen: `unix:fa.sock` needs an absolute path"),
             ("\"main\"", "\"mian\"", "routes[0].signer: there is no signer `mian`"),
             ("bucket = \"photos\"", "bucket = \"fotos\"", "routes[0].bucket: there is no bucket `fotos`"),
+            (
+                "bucket = \"photos\"\n        prefix",
+                "bucket = \"x\"\n        prefix",
+                "grants[0].bucket: there is no bucket `x`",
+            ),
+            ("ns/*/sa", "n*s/sa", "grants[0].caller: `spiffe://mesh.test/n*s/sa/web-*` has a path segment that"),
+            (
+                "{caller.ns}/",
+                "{caller.team}/",
+                "grants[0].prefix: `{caller.team}` is in no caller `spiffe://mesh.test/ns/*/sa/web-*`",
+            ),
+            ("{caller.ns}/", "{caller.ns}", "grants[0].prefix: `{caller.ns}` must have a `/` behind"),
+            ("prefix = \"{caller.ns}/\"", "", "grants[0].prefix: missing field `prefix`"),
+            ("\"upload\"", "\"uplaod\"", "grants[0].actions[1]: unknown variant `uplaod`, expected one of `download`"),
+            ("[\"download\", \"upload\"]", "[]", "grants[0].actions: is empty; name at least one"),
+            ("\"1h\"", "\"0s\"", "grants[0].max_ttl: `0s` must be 1 second to 7 days"),
+            ("max_size = 10", "max_size = -1", "grants[0].max_size: invalid value: integer `-1`"),
+            ("[\"image/*\"]", "[\"image\"]", "grants[0].content_types[0]: `image` is no media type"),
+            ("[\"image/*\"]", "[]", "grants[0].content_types: is empty"),
+            ("max_ttl", "max_tll", "grants[0].max_tll: unknown field `max_tll`"),
             ("photos-prod", "Photos", "buckets.photos.bucket: `Photos` is no bucket name"),
             ("eu-central-1", "", "buckets.photos.region: `` is no region"),
             ("\"ambient\"", "\"iam\"", "signers.main.kind: unknown variant `iam`, expected"),

@@ -1,11 +1,17 @@
 //! What can go wrong, and the one place where it becomes a gRPC status.
 
 use prost::Message as _;
+use std::time::Duration;
+
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::object::ObjectKey;
 use crate::pb::ErrorReason;
+use crate::policy::grant::Action;
+
+/// When to try again if nobody can tell: long enough for a queue to empty.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "fileaccess";
@@ -36,7 +42,9 @@ pub enum Error {
     #[error("{}", list(.0))]
     Invalid(Vec<Violation>),
     /// The page token belongs to another listing, or is none.
-    #[error("`page_token` must be the `next_page_token` of a page with the same bucket, prefix and delimiter")]
+    #[error(
+        "`page_token` must be the `next_page_token` of a page that the same caller got for the same bucket, prefix and delimiter"
+    )]
     PageToken,
     /// The batch has too few or too many items.
     #[error("`requests` must have 1 to {max} items, not {got}")]
@@ -82,6 +90,34 @@ pub enum Error {
     /// No identity came with the call.
     #[error("the call carries no identity that this listener accepts")]
     NoCaller,
+    /// The caller asks for more than it may at a time.
+    #[error("too many {what} a second for this caller; try again in {} ms", wait.as_millis())]
+    RateLimited {
+        /// Of what.
+        what: &'static str,
+        /// When there is room again.
+        wait: Duration,
+    },
+    /// The replica has as many calls as it takes.
+    #[error("this replica has as many calls as it takes; try again, or another one")]
+    Overloaded,
+    /// There is no room for the record of what would be done.
+    #[error("the audit trail can't keep up, and nothing is done without a record; try again later")]
+    AuditFull,
+    /// No grant lets the caller do this. Says nothing of whether there is what
+    /// was asked for.
+    #[error("no grant lets caller `{caller}` do `{action}` on {what}")]
+    NotGranted {
+        /// Who asked.
+        caller: String,
+        /// For what.
+        action: Action,
+        /// On what.
+        what: String,
+    },
+    /// A grant would allow it, but for these fields.
+    #[error("no grant goes this far: {}", list(.0))]
+    OverCeiling(Vec<Violation>),
     /// The signer has no usable key.
     #[error("signer `{signer}` has no usable key at present")]
     SignerUnavailable {
@@ -164,12 +200,24 @@ impl Error {
             Self::UnknownSigner(_) => (Code::NotFound, ErrorReason::UnknownSigner),
             Self::KeySlotsTaken { .. } => (Code::FailedPrecondition, ErrorReason::KeySlotsTaken),
             Self::NoCaller => (Code::Unauthenticated, ErrorReason::NoCaller),
+            Self::RateLimited { .. } => (Code::ResourceExhausted, ErrorReason::RateLimited),
+            Self::Overloaded => (Code::ResourceExhausted, ErrorReason::Overloaded),
+            Self::AuditFull => (Code::ResourceExhausted, ErrorReason::AuditFull),
+            Self::NotGranted { .. } => (Code::PermissionDenied, ErrorReason::NotGranted),
+            Self::OverCeiling(_) => (Code::PermissionDenied, ErrorReason::OverCeiling),
             Self::SignerUnavailable { .. } => (Code::Unavailable, ErrorReason::SignerUnavailable),
             Self::StoreUnavailable { .. } => (Code::Unavailable, ErrorReason::StoreUnavailable),
             Self::StoreRefused { .. } => (Code::FailedPrecondition, ErrorReason::StoreRefused),
             Self::Deadline => (Code::DeadlineExceeded, ErrorReason::Deadline),
             Self::Internal { .. } => (Code::Internal, ErrorReason::Internal),
         }
+    }
+
+    /// The stable reason, as `google.rpc.ErrorInfo` and the audit trail have it.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        let name = self.code().1.as_str_name();
+        name.strip_prefix("ERROR_REASON_").unwrap_or(name)
     }
 
     /// What the log may have and the wire may not.
@@ -193,18 +241,20 @@ impl Error {
             | Self::UnknownSigner(_)
             | Self::KeySlotsTaken { .. }
             | Self::NoCaller
+            | Self::RateLimited { .. }
+            | Self::Overloaded
+            | Self::AuditFull
+            | Self::NotGranted { .. }
+            | Self::OverCeiling(_)
             | Self::Deadline => None,
         }
     }
 
     fn details(&self) -> ErrorDetails {
-        let (_, reason) = self.code();
-        let name = reason.as_str_name();
-        let name = name.strip_prefix("ERROR_REASON_").unwrap_or(name);
         let mut details = ErrorDetails::new();
-        details.set_error_info(name, DOMAIN, []);
+        details.set_error_info(self.reason(), DOMAIN, []);
         match self {
-            Self::Invalid(violations) => {
+            Self::Invalid(violations) | Self::OverCeiling(violations) => {
                 for Violation { field, description } in violations {
                     details.add_bad_request_violation(field, description);
                 }
@@ -215,6 +265,12 @@ impl Error {
             Self::BatchSize { .. } => {
                 details.add_bad_request_violation("requests", self.to_string());
             }
+            Self::RateLimited { wait, .. } => {
+                details.set_retry_info(Some(*wait));
+            }
+            Self::Overloaded | Self::AuditFull => {
+                details.set_retry_info(Some(RETRY_DELAY));
+            }
             Self::UnknownBucket(_)
             | Self::ObjectNotFound
             | Self::SourceChanged { .. }
@@ -224,6 +280,7 @@ impl Error {
             | Self::UnknownSigner(_)
             | Self::KeySlotsTaken { .. }
             | Self::NoCaller
+            | Self::NotGranted { .. }
             | Self::SignerUnavailable { .. }
             | Self::StoreUnavailable { .. }
             | Self::StoreRefused { .. }

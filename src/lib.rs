@@ -12,6 +12,7 @@
 
 pub mod api;
 pub mod app;
+pub mod audit;
 mod aws;
 pub mod caller;
 pub mod cli;
@@ -32,5 +33,6 @@ pub mod server;
 pub mod signer;
 pub mod store;
 pub mod telemetry;
+pub mod throttle;
 pub mod vault;
 pub mod wire;

@@ -1,9 +1,7 @@
 //! The nouns: buckets, keys, prefixes and lifetimes. Valid or unconstructible.
 
-use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Bound::{Included, Unbounded};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,46 +98,61 @@ impl Prefix {
     }
 }
 
-impl Borrow<str> for Prefix {
-    fn borrow(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Values by prefix, looked up by the longest prefix of a key.
+/// Values by prefix, looked up by the prefixes of a key.
 #[derive(Clone, Debug)]
-pub struct PrefixMap<T>(BTreeMap<Prefix, T>);
+pub struct PrefixMap<T>(Vec<Slot<T>>);
+
+#[derive(Clone, Debug)]
+struct Slot<T> {
+    prefix: Box<str>,
+    /// The slot of the longest other prefix that this one begins with.
+    shorter: Option<usize>,
+    value: T,
+}
 
 impl<T> Default for PrefixMap<T> {
     fn default() -> Self {
-        Self(BTreeMap::new())
+        Self(Vec::new())
+    }
+}
+
+impl<'a, T> FromIterator<(&'a str, T)> for PrefixMap<T> {
+    /// Of values with the same prefix the last is kept.
+    fn from_iter<I: IntoIterator<Item = (&'a str, T)>>(values: I) -> Self {
+        let sorted: BTreeMap<&str, T> = values.into_iter().collect();
+        let mut map = Self(Vec::with_capacity(sorted.len()));
+        for (prefix, value) in sorted {
+            let shorter = map.chain(map.0.len(), prefix).next().map(|(at, _)| at);
+            map.0.push(Slot { prefix: prefix.into(), shorter, value });
+        }
+        map
     }
 }
 
 impl<T> PrefixMap<T> {
-    /// Sets the value of `prefix`.
-    pub fn insert(&mut self, prefix: Prefix, value: T) {
-        self.0.insert(prefix, value);
-    }
-
     /// The value of the longest prefix that covers `key`.
     #[must_use]
     pub fn longest(&self, key: &str) -> Option<&T> {
-        let mut probe = key;
-        loop {
-            let (prefix, value) = self.0.range::<str, _>((Unbounded, Included(probe))).next_back()?;
-            if prefix.covers(key) {
-                return Some(value);
-            }
-            // `prefix` sorts before `probe` and parts from it here, so that every prefix
-            // that covers the key and is longer than this would sort after `prefix`.
-            let common = probe
-                .char_indices()
-                .zip(prefix.as_str().chars())
-                .find_map(|((at, a), b)| (a != b).then_some(at))
-                .unwrap_or(prefix.as_str().len().min(probe.len()));
-            probe = &probe[..common];
-        }
+        self.covering(key).next()
+    }
+
+    /// The values of all prefixes that cover `key`, the longest first.
+    pub fn covering(&self, key: &str) -> impl Iterator<Item = &T> {
+        let end = self.0.partition_point(|slot| *slot.prefix <= *key);
+        self.chain(end, key).map(|(_, slot)| &slot.value)
+    }
+
+    /// The slots that cover `key`, of those before `end`, none of which sorts
+    /// after it.
+    ///
+    /// INVARIANT: whatever sorts between a prefix of `key` and `key` begins with
+    /// that prefix too, so that the last slot leads to all of them.
+    fn chain(&self, end: usize, key: &str) -> impl Iterator<Item = (usize, &Slot<T>)> {
+        let slot = |at: usize| self.0.get(at).map(|slot| (at, slot));
+        std::iter::successors(end.checked_sub(1).and_then(slot), move |(_, slot)| {
+            slot.shorter.and_then(|at| self.0.get(at).map(|slot| (at, slot)))
+        })
+        .skip_while(move |(_, slot)| !key.starts_with(&*slot.prefix))
     }
 }
 
@@ -216,15 +229,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_longest_prefix_is_the_one_that_a_scan_finds(
+        fn the_prefixes_of_a_key_are_those_that_a_scan_finds(
             prefixes in proptest::collection::vec("[abé/]{0,5}", 0..20), key in "[abé/]{1,8}",
         ) {
-            let mut map = PrefixMap::default();
-            for prefix in &prefixes {
-                map.insert(Prefix::parse(prefix.as_str()).unwrap(), prefix.clone());
-            }
-            let scan = prefixes.iter().filter(|p| key.starts_with(p.as_str())).max_by_key(|p| p.len());
-            prop_assert_eq!(map.longest(&key), scan);
+            let map: PrefixMap<String> = prefixes.iter().map(|p| (p.as_str(), p.clone())).collect();
+            let mut all: Vec<_> = prefixes.iter().filter(|p| key.starts_with(p.as_str())).collect();
+            all.sort_by_key(|p| std::cmp::Reverse(p.len()));
+            all.dedup();
+            prop_assert_eq!(map.covering(&key).collect::<Vec<_>>(), all);
         }
     }
 

@@ -417,14 +417,11 @@ fn route(route: &RouteSettings) -> pb::Route {
     pb::Route { bucket: route.bucket.to_string(), prefix: route.prefix.as_str().to_owned() }
 }
 
-impl TryFrom<pb::InspectRequest> for inspect::Ask {
+impl TryFrom<pb::InspectRequest> for SignedUrl {
     type Error = Error;
 
     fn try_from(request: pb::InspectRequest) -> Result<Self, Error> {
-        let mut check = Check::default();
-        let url = check.take("url", SignedUrl::parse(&request.url));
-        check.done()?;
-        url.map(|url| Self { url }).ok_or_else(|| Error::internal("a field is missing that no violation names"))
+        Self::parse(&request.url).map_err(|must| Error::invalid("url", must))
     }
 }
 
@@ -467,7 +464,7 @@ impl From<presign::Presigned> for pb::PresignResponse {
             expires_at: Some(timestamp(presigned.expires_at)),
             // Seven days at the most, so that it always fits.
             expires_in: presigned.expires_in.try_into().ok(),
-            signer: presigned.signer,
+            signer: presigned.signer.name.clone(),
             issue_id: presigned.issue_id.map(|id| id.to_string()).unwrap_or_default(),
         }
     }

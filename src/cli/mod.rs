@@ -2,18 +2,21 @@
 
 mod bootstrap;
 mod operate;
+mod trace;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{App, Sources};
 use crate::config::Settings;
+use crate::policy::reread::{SettingsFile, warn_if_none};
 use crate::server::{self, Listener};
 use crate::telemetry;
 
@@ -58,6 +61,9 @@ enum Command {
     Inspect(operate::Inspect),
     /// List the signers: whose keys sign which URLs.
     Signers(operate::Server),
+    /// Tell who was given a URL: from the URL, its issue id, or lines of an S3
+    /// server access log, with the audit trail.
+    Trace(trace::Trace),
     /// Make what the `iam-user` signers of the settings need: the IAM users,
     /// their policies, and their first keys. Again does no harm.
     Bootstrap {
@@ -113,20 +119,24 @@ pub fn main() -> ExitCode {
         }
         Command::Serve { config, check } => {
             telemetry::init("info");
-            load(&config).and_then(|settings| {
+            load(config).and_then(|(settings, file)| {
                 if check {
                     println!("settings are good");
                     return Ok(());
                 }
-                block_on(serve(settings))
+                block_on(serve(settings, file))
             })
         }
         Command::Revoke(ask) => block_on(operate::revoke(ask)),
         Command::Inspect(ask) => block_on(operate::inspect(ask)),
         Command::Signers(server) => block_on(operate::signers(&server)),
+        Command::Trace(ask) => {
+            telemetry::init("warn");
+            trace::run(&ask)
+        }
         Command::Bootstrap { config, print_policies } => {
             telemetry::init("warn");
-            load(&config).and_then(|settings| {
+            load(config).and_then(|(settings, _)| {
                 if print_policies {
                     return bootstrap::print_policies(&settings);
                 }
@@ -143,23 +153,33 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn load(path: &Path) -> Result<Settings, Failure> {
-    let text = std::fs::read_to_string(path)
+fn load(path: PathBuf) -> Result<(Settings, SettingsFile), Failure> {
+    let text = std::fs::read_to_string(&path)
         .map_err(|e| Failure::usage(format!("settings file `{}`: {e}", path.display())))?;
     let env: BTreeMap<String, String> =
         std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
-    Settings::load(&text, &env).map_err(|e| Failure::usage(format!("settings file `{}`:\n{e}", path.display())))
+    let settings =
+        Settings::load(&text, &env).map_err(|e| Failure::usage(format!("settings file `{}`:\n{e}", path.display())))?;
+    Ok((settings, SettingsFile { path, env, text }))
 }
 
-async fn serve(settings: Settings) -> Result<(), Failure> {
+async fn serve(settings: Settings, file: SettingsFile) -> Result<(), Failure> {
     let shutdown = shutdown_signal().map_err(Failure::running)?;
     let sources = Sources::of(&settings).await;
-    let app = App::start(&settings, sources).await;
+    let app = App::start(&settings, sources)
+        .await
+        .map_err(|e| Failure::running(format!("the audit trail can't be begun: {e}")))?;
     let listener = Listener::bind(&settings.listen)
         .await
         .map_err(|e| Failure::running(format!("can't listen on {:?}: {e}", settings.listen)))?;
+    warn_if_none(&app.policy);
     tracing::info!(address = listener.address().unwrap_or_default(), "listening");
-    server::run(listener, app, shutdown).await.map_err(Failure::running)
+    let policy = Arc::clone(&app);
+    tokio::select! {
+        served = server::run(listener, app, shutdown) => served.map_err(Failure::running),
+        // Ends only if it can't begin.
+        kept = file.keep(&policy.policy) => kept.map_err(Failure::running),
+    }
 }
 
 /// Resolves at SIGTERM or SIGINT. The handlers are in place when it returns.

@@ -18,7 +18,8 @@ use tokio::sync::watch;
 
 use crate::app::{App, KeySource, Sources};
 use crate::cli::{Failure, shutdown_signal};
-use crate::config::{Listen, Settings};
+use crate::config::{AuditSettings, Listen, Settings};
+use crate::policy::grant::Action;
 use crate::server::{self, Listener};
 use crate::vault::memory::Memory;
 use iam::MemoryIam;
@@ -55,6 +56,8 @@ pub struct Dev {
     pub iam: MemoryIam,
     /// The service's own key.
     pub identity: Credentials,
+    /// The audit trail.
+    pub audit: PathBuf,
     app: Arc<App>,
     listener: Listener,
     stop: watch::Sender<bool>,
@@ -102,20 +105,29 @@ impl Dev {
                 user(signer)
             )
         };
+        let actions = Action::ALL.map(|action| format!("'{action}'")).join(", ");
+        let grant = |caller: &str| {
+            format!("[[grants]]\ncaller = '{caller}'\nbucket = '{BUCKET}'\nprefix = ''\nactions = [{actions}]\n")
+        };
         let mut settings = Settings::load(
             &format!(
                 "[buckets.{BUCKET}]\nbucket = '{BUCKET}'\nregion = 'us-east-1'\nendpoint = '{s3}'\npath_style = true\n\
                  {}{}[[routes]]\nbucket = '{BUCKET}'\nsigner = '{SIGNER}'\n\
                  [[routes]]\nbucket = '{BUCKET}'\nprefix = '{NEIGHBOUR}/'\nsigner = '{NEIGHBOUR}'\n\
-                 [rotation]\nrefresh = '200ms'\nlease = '1s'\npoll = '20ms'\n\
+                 {}{}[rotation]\nrefresh = '200ms'\nlease = '1s'\npoll = '20ms'\n\
                  [limits]\nworkers = 1\ndrain = '0s'\ngrace = '5s'\n",
                 file(SIGNER),
                 file(NEIGHBOUR),
+                grant("loopback"),
+                grant(&format!("uid:{}", rustix::process::getuid().as_raw())),
             ),
             &BTreeMap::new(),
         )
         .map_err(Failure::running)?;
         settings.listen = options.listen.clone();
+        // Standard output is for what is to be pasted.
+        let audit = root.canonicalize().map_err(Failure::running)?.join("audit.jsonl");
+        settings.audit = AuditSettings { stdout: false, file: Some(audit.clone()), ..AuditSettings::default() };
         let mut signers = BTreeMap::new();
         for signer in [SIGNER, NEIGHBOUR] {
             let user = user(signer);
@@ -125,7 +137,7 @@ impl Dev {
             signers.insert(signer.to_owned(), KeySource::IamUser { user, vault, issuer });
         }
         let sources = Sources { identity: SharedCredentialsProvider::new(identity.clone()), signers };
-        let app = App::start(&settings, sources).await;
+        let app = App::start(&settings, sources).await.map_err(Failure::running)?;
         for keeper in app.keepers.values() {
             // Makes the first key.
             keeper.finish().await;
@@ -134,7 +146,7 @@ impl Dev {
             .await
             .map_err(|e| Failure::running(format!("can't listen on {:?}: {e}", settings.listen)))?;
         let address = listener.address().map_err(Failure::running)?;
-        Ok(Self { address, s3, iam, identity, app, listener, stop, _folder: folder })
+        Ok(Self { address, s3, iam, identity, audit, app, listener, stop, _folder: folder })
     }
 
     /// Serves gRPC until `shutdown`, then stops the embedded S3 too.
@@ -165,8 +177,11 @@ Paste these, and send what comes back with curl:
   grpcurl -plaintext -d '{{"bucket":"{BUCKET}","key":"secret-recipe.txt","upload":{{"content_type":"text/plain"}}}}' {to} fileaccess.v1.FileAccess/Presign
   grpcurl -plaintext -d '{{"bucket":"{BUCKET}","key":"secret-recipe.txt","ttl":"300s","download":{{}}}}' {to} fileaccess.v1.FileAccess/Presign
   grpcurl -plaintext -d '{{"bucket":"{BUCKET}","delimiter":"/","download_ttl":"60s"}}' {to} fileaccess.v1.FileAccess/List
+
+Who was given what is written to {audit}: fileaccess trace --audit {audit} URL
 "#,
         s3 = dev.s3,
+        audit = dev.audit.display(),
         files = options.data.as_ref().map_or("in a temporary folder".into(), |d| format!("in {}", d.display())),
     );
     tracing::info!(address = dev.address, s3 = dev.s3, "listening");

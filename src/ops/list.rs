@@ -7,8 +7,9 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
 use super::download::Download;
-use super::presign::{self, Operation, Presigned, presign};
+use super::presign::{self, Operation, Presigned};
 use crate::app::App;
+use crate::caller::Caller;
 use crate::error::Error;
 use crate::object::{BucketName, Lifetime, ObjectKey, Prefix};
 use crate::policy::Permit;
@@ -48,11 +49,11 @@ const BINDING: usize = 16;
 ///
 /// # Errors
 /// [`Error::PageToken`], [`Error::UnknownBucket`], those of the store, and
-/// with `download_ttl` those of [`presign()`].
+/// with `download_ttl` those of [`presign::issue`].
 pub async fn list(app: &App, permit: Permit<Ask>, now: SystemTime) -> Result<Page, Error> {
     let ask = permit.ask();
     let bucket = app.bucket(&ask.bucket)?;
-    let from = read_token(ask, &ask.page_token)?;
+    let from = read_token(permit.caller(), ask)?;
     let page = bucket.store.list(&ask.prefix, &ask.delimiter, ask.page_size, from).await?;
     let mut objects = Vec::with_capacity(page.objects.len());
     for (n, entry) in page.objects.into_iter().enumerate() {
@@ -62,39 +63,45 @@ pub async fn list(app: &App, permit: Permit<Ask>, now: SystemTime) -> Result<Pag
             (Some(ttl), Ok(key)) => {
                 let operation = Operation::Download(Download::default());
                 let item = presign::Ask { bucket: ask.bucket.clone(), key, ttl: Some(ttl), operation };
-                Some(presign(app, permit.imply(item), now).await?)
+                // Listed, but not granted to be downloaded: without a URL.
+                match app.policy.authorize(permit.caller().clone(), item.clone()) {
+                    Ok(_) => Some(presign::issue(app, permit.caller().clone(), item, now).await?),
+                    Err(_) => None,
+                }
             }
             _ => None,
         };
         objects.push((entry, download));
     }
-    let next_page_token = page.next.map(|next| make_token(ask, &next)).unwrap_or_default();
+    let next_page_token = page.next.map(|next| make_token(permit.caller(), ask, &next)).unwrap_or_default();
     Ok(Page { objects, common_prefixes: page.common_prefixes, next_page_token })
 }
 
-/// Ties S3's continuation token to the listing that it goes on with.
-fn make_token(ask: &Ask, continuation: &str) -> String {
-    let mut bytes = binding(ask).to_vec();
+/// Ties S3's continuation token to the listing that it goes on with, and to
+/// whom it was given.
+fn make_token(caller: &Caller, ask: &Ask, continuation: &str) -> String {
+    let mut bytes = binding(caller, ask).to_vec();
     bytes.extend_from_slice(continuation.as_bytes());
     BASE64_URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// S3's continuation token, if `token` belongs to this listing.
-fn read_token(ask: &Ask, token: &str) -> Result<Option<String>, Error> {
+/// S3's continuation token, if the ask's token belongs to this listing.
+fn read_token(caller: &Caller, ask: &Ask) -> Result<Option<String>, Error> {
+    let token = &ask.page_token;
     if token.is_empty() {
         return Ok(None);
     }
     let bytes = BASE64_URL_SAFE_NO_PAD.decode(token).map_err(|_| Error::PageToken)?;
     let (bound, continuation) = bytes.split_at_checked(BINDING).ok_or(Error::PageToken)?;
-    if bound != binding(ask) {
+    if bound != binding(caller, ask) {
         return Err(Error::PageToken);
     }
     String::from_utf8(continuation.to_vec()).map(Some).map_err(|_| Error::PageToken)
 }
 
-fn binding(ask: &Ask) -> [u8; BINDING] {
+fn binding(caller: &Caller, ask: &Ask) -> [u8; BINDING] {
     let mut hash = Sha256::new();
-    for part in [ask.bucket.as_str(), ask.prefix.as_str(), &ask.delimiter] {
+    for part in [caller.as_str(), ask.bucket.as_str(), ask.prefix.as_str(), &ask.delimiter] {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }
@@ -116,13 +123,16 @@ mod tests {
             page_token: String::new(),
             download_ttl: None,
         };
-        let token = make_token(&ask("a", "b/", "/"), "next");
-        assert_eq!(read_token(&ask("a", "b/", "/"), &token).unwrap().as_deref(), Some("next"));
+        let (ann, bob) = (Caller::user(1), Caller::user(2));
+        let token = make_token(&ann, &ask("a", "b/", "/"), "next");
+        let read = |caller, token: &str, ask: Ask| read_token(caller, &Ask { page_token: token.into(), ..ask });
+        assert_eq!(read(&ann, &token, ask("a", "b/", "/")).unwrap().as_deref(), Some("next"));
         for other in [ask("c", "b/", "/"), ask("a", "b", "/"), ask("a", "b/", ""), ask("a", "b", "//")] {
-            assert!(matches!(read_token(&other, &token), Err(Error::PageToken)));
+            assert!(matches!(read(&ann, &token, other), Err(Error::PageToken)));
         }
+        assert!(matches!(read(&bob, &token, ask("a", "b/", "/")), Err(Error::PageToken)));
         for wrong in ["x", "not base64!", "AAAA"] {
-            assert!(matches!(read_token(&ask("a", "b/", "/"), wrong), Err(Error::PageToken)));
+            assert!(matches!(read(&ann, wrong, ask("a", "b/", "/")), Err(Error::PageToken)));
         }
     }
 }

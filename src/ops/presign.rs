@@ -1,5 +1,6 @@
 //! `Presign`, and each item of `BatchPresign`.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
@@ -10,11 +11,13 @@ use super::download::Download;
 use super::head::Head;
 use super::upload::Upload;
 use crate::app::App;
+use crate::caller::Caller;
 use crate::error::Error;
 use crate::object::{BucketName, Lifetime, ObjectKey};
 use crate::policy::Permit;
 use crate::signer::fast::Plain;
 use crate::signer::presign::{SignedRequest, Terms};
+use crate::signer::{KeySnapshot, Signer};
 
 /// One presigned request, as it is asked for.
 #[derive(Clone, Debug)]
@@ -43,6 +46,17 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// Its name, as grants and the audit trail have it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Download(_) => "download",
+            Self::Upload(_) => "upload",
+            Self::Head(_) => "head",
+            Self::Delete(_) => "delete",
+        }
+    }
+
     /// The request as the SDK would write it.
     fn plain(&self) -> Plain {
         match self {
@@ -72,10 +86,31 @@ pub struct Presigned {
     pub expires_at: SystemTime,
     /// The time until then, in whole seconds, rounded down.
     pub expires_in: Duration,
-    /// The signer's name.
-    pub signer: String,
+    /// Who signed it.
+    pub signer: Arc<Signer>,
+    /// With which key.
+    pub key: Arc<KeySnapshot>,
     /// Its issue id, if the bucket has them.
     pub issue_id: Option<Ulid>,
+}
+
+/// Authorizes, signs, and writes down what came of it.
+///
+/// # Errors
+/// [`Error::NotGranted`], [`Error::OverCeiling`], [`Error::RateLimited`],
+/// [`Error::AuditFull`], and those of [`presign`].
+pub async fn issue(app: &App, caller: Caller, ask: Ask, now: SystemTime) -> Result<Presigned, Error> {
+    let mut entry = app.audit.open(caller.clone(), (&ask).into(), now).await?;
+    let ended = async {
+        app.urls.take(&caller)?;
+        presign(app, app.policy.authorize(caller, ask)?, now).await
+    };
+    let ended = ended.await;
+    if let Ok(presigned) = &ended {
+        entry.issued(presigned);
+    }
+    entry.close(&ended);
+    ended
 }
 
 /// Signs what the permit allows.
@@ -124,7 +159,7 @@ pub async fn presign(app: &App, permit: Permit<Ask>, now: SystemTime) -> Result<
     key.usage.record(permit.caller(), expires_at, now);
     let left = expires_at.duration_since(now).unwrap_or_default();
     let expires_in = Duration::from_secs(left.as_secs());
-    Ok(Presigned { request, expires_at, expires_in, signer: signer.name.clone(), issue_id })
+    Ok(Presigned { request, expires_at, expires_in, signer: Arc::clone(signer), key, issue_id })
 }
 
 /// The life of a URL signed at `start`: no longer than `ttl`, and no longer

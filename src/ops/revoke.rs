@@ -7,6 +7,7 @@ use crate::app::App;
 use crate::error::Error;
 use crate::object::{BucketName, ObjectKey};
 use crate::policy::Permit;
+use crate::policy::grant::Action;
 use crate::rotation::driver::SignerRotation;
 use crate::rotation::keeper::Keeper;
 use crate::rotation::object::{self, ObjectRotation};
@@ -102,18 +103,26 @@ pub async fn revoke(app: &Arc<App>, permit: Permit<Ask>, now: SystemTime) -> Res
             (false, revoke_signer(signer, keeper, permit.ask(), key, now).await?)
         }
         Target::KeyOfUrl(id) => {
+            // No other signer is even looked at: what is the matter with those, the caller can't
+            // tell from the answer, nor from how long it takes.
+            let mine = |name: &str| permit.reaches(&app.policy, Action::RevokeSigner, name);
             let signs = |signer: &&Arc<Signer>| signer.key(now).is_ok_and(|key| key.credentials.access_key_id() == id);
-            if let Some(ambient) = app.signers.values().find(|s| !app.keepers.contains_key(&s.name) && signs(s)) {
+            if let Some(ambient) =
+                app.signers.values().find(|s| !app.keepers.contains_key(&s.name) && mine(&s.name) && signs(s))
+            {
                 return Err(not_revocable(ambient));
             }
             let mut found = None;
-            for (name, keeper) in &app.keepers {
+            for (name, keeper) in app.keepers.iter().filter(|(name, _)| mine(name)) {
                 if let (Some(signer), Some(doomed)) = (app.signers.get(name), keeper.owns(id).await?) {
                     found = Some((signer, keeper, doomed));
                     break;
                 }
             }
-            let (signer, keeper, doomed) = found.ok_or(Error::ForeignUrl)?;
+            let (signer, keeper, doomed) = found.ok_or_else(|| {
+                // Only who may revoke all of them may know that it is of none of them.
+                if app.signers.keys().all(|name| mine(name)) { Error::ForeignUrl } else { permit.refusal() }
+            })?;
             (doomed.already_dead, revoke_signer(signer, keeper, permit.ask(), doomed.key, now).await?)
         }
     };

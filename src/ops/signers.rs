@@ -6,11 +6,12 @@ use std::time::SystemTime;
 use crate::app::App;
 use crate::error::Error;
 use crate::policy::Permit;
+use crate::policy::grant::Action;
 use crate::rotation::keeper::UnderWay;
 use crate::signer::usage::UrlsOut;
 use crate::signer::{KeySnapshot, Signer};
 
-/// All signers.
+/// All signers that the caller may see.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask;
 
@@ -28,11 +29,13 @@ pub struct Found {
     pub pending: Option<String>,
 }
 
-/// The signers, in the order of their names.
+/// The signers all of whose routes the caller is granted to see, in the order
+/// of their names.
 #[must_use]
 pub fn signers(app: &App, permit: &Permit<Ask>, now: SystemTime) -> Vec<Found> {
     let Ask = permit.ask();
-    let found = app.signers.values().map(|signer| {
+    let seen = app.signers.values().filter(|signer| permit.reaches(&app.policy, Action::Signers, &signer.name));
+    let found = seen.map(|signer| {
         let key = signer.key(now);
         let keeper = app.keepers.get(&signer.name);
         Found {

@@ -267,7 +267,8 @@ impl Service {
         let settings = format!(
             "listen = '{free}'\n[buckets.photos]\nbucket = 'photos-prod'\nregion = 'eu-central-1'\n\
              [signers.main]\nkind = 'ambient'\nsource = {{ environment = {{ access_key_id = 'B_ID', secret_access_key = 'B_KEY' }} }}\n\
-             [[routes]]\nbucket = 'photos'\nsigner = 'main'\n[limits]\nworkers = 1\n"
+             [[routes]]\nbucket = 'photos'\nsigner = 'main'\n\
+             [[grants]]\ncaller = 'loopback'\nbucket = 'photos'\nprefix = 'users/'\nactions = ['download']\n[limits]\nworkers = 1\n"
         );
         let file = folder.join("settings.toml");
         fs::write(&file, settings).unwrap();

@@ -23,6 +23,7 @@ pub fn cases() -> Vec<Case> {
         serve_drains_on_sigterm_and_keeps_secrets_out_of_its_log,
         serve_listens_on_a_unix_socket,
         serve_takes_keys_from_the_chain_and_from_a_profile,
+        serve_takes_up_new_grants_and_keeps_the_old_if_they_are_wrong,
     ]
 }
 
@@ -124,7 +125,16 @@ fn settings(listen: &str, endpoint: &str) -> String {
          [buckets.files]\nbucket = 'files'\nregion = 'us-east-1'\nendpoint = '{endpoint}'\npath_style = true\n\
          [signers.main]\nkind = 'ambient'\n\
          source = {{ environment = {{ access_key_id = 'IT_ID', secret_access_key = 'IT_SECRET' }} }}\n\
-         [[routes]]\nbucket = 'files'\nsigner = 'main'\n[limits]\ndrain = '1s'\n"
+         [[routes]]\nbucket = 'files'\nsigner = 'main'\n[limits]\ndrain = '1s'\n{}{}",
+        grant("loopback", ""),
+        grant(&format!("uid:{}", rustix::process::getuid().as_raw()), ""),
+    )
+}
+
+fn grant(caller: &str, prefix: &str) -> String {
+    format!(
+        "[[grants]]\ncaller = '{caller}'\nbucket = 'files'\nprefix = '{prefix}'\n\
+         actions = ['download', 'head', 'list', 'signers']\n"
     )
 }
 
@@ -263,4 +273,65 @@ async fn serve_takes_keys_from_the_chain_and_from_a_profile(_: Backend) {
         service.terminate();
         assert!(service.0.wait().unwrap().success());
     }
+}
+
+async fn serve_takes_up_new_grants_and_keeps_the_old_if_they_are_wrong(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("settings.toml");
+    let address = free_port().await;
+    let good = settings(&address, "http://127.0.0.1:9");
+    let none = good.split("[[grants]]").next().unwrap();
+    let mut service = Running::start(serve(folder.path(), none, &[]));
+    let mut log = BufReader::new(service.0.stderr.take().unwrap()).lines();
+    let mut logged = |text: &str| {
+        let found = log.find_map(|line| line.ok().filter(|line| line.contains(text)));
+        found.unwrap_or_else(|| panic!("the log ended without `{text}`"))
+    };
+    // Nothing is open by accident, and it is said.
+    assert!(logged("there are no grants").contains("ERROR"));
+    logged("listening");
+    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    let api = FileAccessClient::new(channel);
+    let may = |key: &str| {
+        let (mut api, ask) = (api.clone(), ask(key, download()));
+        async move { api.presign(ask).await.map_err(|status| crate::service::reason(&status).1) }
+    };
+    assert_eq!(may("a/x").await.unwrap_err(), "NOT_GRANTED");
+
+    let replace = |text: &str| {
+        let new = folder.path().join("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, &file).unwrap();
+    };
+    let taken = "grants taken from the changed settings";
+    let granted = format!("{none}{}", grant("loopback", "a/"));
+    replace(&granted);
+    assert!(logged(taken).contains("\"grants\":1"));
+    may("a/x").await.unwrap();
+    assert_eq!(may("b/x").await.unwrap_err(), "NOT_GRANTED");
+
+    // Whatever is wrong with it, what was granted stays so, no more and no less.
+    let kept = "the grants stay as they were";
+    let truncated = &granted[..granted.rfind("'list'").unwrap()];
+    for wrong in [truncated, "", &granted.replace("'a/'", "'{caller.sa}/'"), &granted.replace("'files'", "'none'")] {
+        replace(wrong);
+        let line = logged(kept);
+        assert!(line.contains("ERROR") && line.contains("\"grants\":1"), "{line}");
+        may("a/x").await.unwrap();
+        assert_eq!(may("b/x").await.unwrap_err(), "NOT_GRANTED");
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert!(logged(kept).contains("No such file"));
+    may("a/x").await.unwrap();
+
+    // What was granted ends at once too. Other sections wait for a restart, and SIGHUP does not.
+    replace(&format!("{none}{}[ttl]\ndefault = '1m'\n", grant("loopback", "b/")));
+    let hangup = Command::new("kill").args(["-HUP", &service.0.id().to_string()]).status().unwrap();
+    assert!(hangup.success());
+    logged(taken);
+    assert!(logged("they need a restart").contains("\"sections\":\"ttl\""));
+    assert_eq!(may("a/x").await.unwrap_err(), "NOT_GRANTED");
+    assert!(may("b/x").await.unwrap().into_inner().url.contains("X-Amz-Expires=900&"));
+    service.terminate();
+    assert!(service.0.wait().unwrap().success());
 }

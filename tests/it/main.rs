@@ -3,9 +3,11 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
+mod audit;
 mod behaviours;
 mod binary;
 mod contract;
+mod grants;
 mod inspect;
 mod keys;
 mod localstack;
@@ -55,6 +57,7 @@ fn main() {
         .chain(refusals::cases())
         .chain(revoke::cases())
         .chain(inspect::cases())
+        .chain(audit::cases())
         .chain(signer_rotation::cases())
         .chain(object_rotation::cases())
     {
@@ -72,7 +75,7 @@ fn main() {
     for (name, case) in vaults::cases() {
         trials.push(trial(name, move || case(Backend::LocalStack), local.is_ok()));
     }
-    for (name, case) in service::cases().into_iter().chain(keys::cases()) {
+    for (name, case) in service::cases().into_iter().chain(keys::cases()).chain(grants::cases()) {
         trials.push(trial(name, move || case(Backend::Embedded), true));
     }
     for (name, case) in operate::cases() {

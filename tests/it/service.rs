@@ -52,7 +52,7 @@ async fn errors_have_stable_reasons(backend: Backend) {
     let stage = Stage::new(backend).await;
     let unknown = pb::PresignRequest { bucket: "nobody".into(), ..ask("k", download()) };
     let status = stage.try_presign(unknown).await.unwrap_err();
-    assert_eq!(reason(&status), (tonic::Code::NotFound, "UNKNOWN_BUCKET".into()));
+    assert_eq!(reason(&status), (tonic::Code::PermissionDenied, "NOT_GRANTED".into()));
     let status = stage.try_presign(pb::PresignRequest::default()).await.unwrap_err();
     assert_eq!(reason(&status), (tonic::Code::InvalidArgument, "INVALID_FIELD".into()));
     assert_eq!(fields(&status), ["bucket", "key", "operation"]);

@@ -9,13 +9,15 @@ use std::time::SystemTime;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use fileaccess::app::{App, KeySource, Sources};
-use fileaccess::config::{Settings, SignerSettings, VaultSettings};
+use fileaccess::config::{AuditSettings, Settings, SignerSettings, VaultSettings};
 use fileaccess::dev;
 use fileaccess::dev::iam::MemoryIam;
 use fileaccess::issuer::Iam;
+use fileaccess::object::BucketName;
 use fileaccess::pb;
 use fileaccess::pb::file_access_client::FileAccessClient;
 use fileaccess::pb::presign_request::Operation;
+use fileaccess::policy::grant::{Action, CallerPattern, GrantSettings, PrefixTemplate};
 use fileaccess::server::{self, Listener};
 use fileaccess::vault::memory::Memory;
 use fileaccess::vault::secrets_manager::SecretsManager;
@@ -45,7 +47,9 @@ pub struct Stage {
     /// Only with the embedded S3.
     pub iam: MemoryIam,
     _stop: Vec<oneshot::Sender<()>>,
-    _folder: Option<tempfile::TempDir>,
+    /// The audit trail.
+    pub audit: std::path::PathBuf,
+    _folders: (Option<tempfile::TempDir>, tempfile::TempDir),
 }
 
 /// The answer of S3.
@@ -76,6 +80,7 @@ impl Stage {
 
     /// With more settings (TOML), and the signer's key if it is to be a
     /// certain one.
+    #[allow(clippy::too_many_lines, reason = "one thing after the other")]
     pub async fn with(backend: Backend, settings: &str, key: Option<Credentials>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let bucket = format!("it-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -117,6 +122,10 @@ impl Stage {
              [signers.main]\nkind = 'ambient'\n[[routes]]\nbucket = 'files'\nsigner = 'main'\n{settings}"
         );
         let mut settings = Settings::load(&settings, &BTreeMap::new()).expect("good settings");
+        if settings.grants.is_empty() {
+            // Tests that are not about grants may do everything.
+            settings.grants = settings.buckets.keys().map(everything).collect();
+        }
         settings.limits.workers = 1;
         settings.limits.drain = std::time::Duration::ZERO;
         let mut signers = BTreeMap::new();
@@ -141,7 +150,10 @@ impl Stage {
             signers.insert(name.clone(), source);
         }
         let sources = Sources { identity: SharedCredentialsProvider::new(identity.clone()), signers };
-        let app = App::start(&settings, sources).await;
+        let trail = tempfile::tempdir().expect("a temporary folder");
+        let audit = trail.path().join("audit.jsonl");
+        settings.audit = AuditSettings { stdout: false, file: Some(audit.clone()), ..settings.audit };
+        let app = App::start(&settings, sources).await.expect("a replica");
         for keeper in app.keepers.values() {
             keeper.finish().await;
         }
@@ -160,7 +172,19 @@ impl Stage {
         let channel = Endpoint::from_shared(format!("http://{address}")).expect("a URL").connect_lazy();
         let api = FileAccessClient::new(channel.clone()).max_decoding_message_size(64 << 20);
         let http = fileaccess::rotation::probe::Probe::http_client();
-        let stage = Self { endpoint, bucket, api, channel, address, http, app, iam, _stop: stop, _folder: folder };
+        let stage = Self {
+            endpoint,
+            bucket,
+            api,
+            channel,
+            address,
+            http,
+            app,
+            iam,
+            audit,
+            _stop: stop,
+            _folders: (folder, trail),
+        };
         if backend == Backend::LocalStack {
             stage.s3(identity).create_bucket().bucket(&stage.bucket).send().await.expect("a new bucket");
         }
@@ -224,6 +248,21 @@ impl Stage {
     pub async fn get(&self, key: &str) -> Answer {
         let download = self.presign(key, download()).await;
         self.send(&download, "").await
+    }
+}
+
+/// All that there is to do in a bucket.
+fn everything(bucket: &BucketName) -> GrantSettings {
+    GrantSettings {
+        caller: CallerPattern::parse("loopback").expect("a caller"),
+        bucket: bucket.clone(),
+        prefix: PrefixTemplate::parse("").expect("a prefix"),
+        actions: Action::ALL.into(),
+        max_ttl: None,
+        max_size: None,
+        content_types: None,
+        create_only: false,
+        checksum: false,
     }
 }
 

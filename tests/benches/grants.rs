@@ -1,0 +1,117 @@
+//! What it costs to look a grant up among 10,000: `cargo bench`. Prints the
+//! numbers of the README's "Cost", and fails if one is above 1 µs.
+//!
+//! The look-ups are in random order, so that the table is not in the nearest
+//! caches, and each is granted. CPU is what the kernel has counted.
+
+#![allow(clippy::cast_precision_loss, clippy::unwrap_used, missing_docs, reason = "bench")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::hint::black_box;
+
+use fileaccess::caller::Caller;
+use fileaccess::config::Settings;
+use fileaccess::object::{BucketName, ObjectKey};
+use fileaccess::ops::stat::Ask;
+use fileaccess::policy::Policy;
+use fileaccess::policy::grant::Action;
+use fileaccess::policy::table::{Grants, Question, Verdict};
+use rand::seq::SliceRandom as _;
+
+const GRANTS: usize = 10_000;
+const ROUNDS: usize = 100;
+/// In ns.
+const ALLOWED: f64 = 1000.0;
+
+fn main() {
+    let mut worst = 0_f64;
+    let orders = |_: usize| "spiffe://mesh.test/ns/shop/sa/orders".to_owned();
+    let own = |n: usize| format!("spiffe://mesh.test/ns/team-{n}/sa/web-{}", n % 7);
+    let tenant = |n: usize| format!("tenants/{n:05}/");
+    for (what, pattern, prefix, caller) in [
+        (
+            "a caller each",
+            &own as &dyn Fn(usize) -> String,
+            &tenant as &dyn Fn(usize) -> String,
+            &own as &dyn Fn(usize) -> String,
+        ),
+        ("one caller, a prefix each", &orders, &tenant, &orders),
+        (
+            "a pattern and a template each",
+            &|n| format!("spiffe://mesh.test/ns/team-{n}/sa/web-*"),
+            &|_| "tenants/{caller.ns}/".to_owned(),
+            &own,
+        ),
+    ] {
+        let keys = |n: usize| if prefix(0).contains('{') { format!("tenants/team-{n}/") } else { prefix(n) };
+        worst = worst.max(measure(what, &settings(pattern, prefix), caller, keys));
+    }
+    worst = worst.max(authorize());
+    assert!(worst <= ALLOWED, "a look-up costs too much: {worst:.0} ns, allowed {ALLOWED}");
+}
+
+fn settings(caller: &dyn Fn(usize) -> String, prefix: &dyn Fn(usize) -> String) -> Settings {
+    let mut text = "[buckets.photos]\nbucket = 'photos'\nregion = 'eu-central-1'\n[signers.main]\nkind = 'ambient'\n\
+                    [[routes]]\nbucket = 'photos'\nsigner = 'main'\n"
+        .to_owned();
+    for n in 0..GRANTS {
+        let (caller, prefix) = (caller(n), prefix(n));
+        writeln!(
+            text,
+            "[[grants]]\ncaller = '{caller}'\nbucket = 'photos'\nprefix = '{prefix}'\nactions = ['download', 'stat']"
+        )
+        .unwrap();
+    }
+    Settings::load(&text, &BTreeMap::new()).unwrap()
+}
+
+fn measure(what: &str, settings: &Settings, caller: &dyn Fn(usize) -> String, prefix: impl Fn(usize) -> String) -> f64 {
+    let grants = Grants::compile(&settings.grants);
+    let bucket = BucketName::parse("photos").unwrap();
+    let mut asked: Vec<_> = (0..GRANTS).map(|n| (caller(n), format!("{}2026/IMG_{n}.jpg", prefix(n)))).collect();
+    asked.shuffle(&mut rand::rng());
+    let begun = cpu();
+    for _ in 0..ROUNDS {
+        for (caller, key) in &asked {
+            let question = Question { caller, action: Action::Download, bucket: &bucket, key, upload: None };
+            assert!(matches!(black_box(grants.judge(&question)), Verdict::Granted(_)));
+        }
+    }
+    report(what, begun, ROUNDS * GRANTS)
+}
+
+/// All that a call pays: a permit for its ask.
+fn authorize() -> f64 {
+    let policy = Policy::new(&settings(&|n| format!("uid:{n}"), &|n| format!("tenants/{n:05}/")));
+    let mut asked: Vec<_> = (0..GRANTS)
+        .map(|n| {
+            let key = ObjectKey::parse(format!("tenants/{n:05}/2026/IMG_{n}.jpg")).unwrap();
+            (
+                Caller::user(n.try_into().unwrap()),
+                Ask { bucket: BucketName::parse("photos").unwrap(), key, version_id: None },
+            )
+        })
+        .collect();
+    asked.shuffle(&mut rand::rng());
+    let mut rounds: Vec<_> = (0..ROUNDS).map(|_| asked.clone()).collect();
+    let mut permits = Vec::with_capacity(GRANTS);
+    let begun = cpu();
+    for round in &mut rounds {
+        permits.clear();
+        permits.extend(round.drain(..).map(|(caller, ask)| policy.authorize(caller, ask).unwrap()));
+    }
+    report("Policy::authorize, a caller each", begun, ROUNDS * GRANTS)
+}
+
+fn report(what: &str, begun: f64, count: usize) -> f64 {
+    let each = (cpu() - begun) / count as f64;
+    println!("{GRANTS} grants, {what:32} {each:6.0} ns of CPU a look-up");
+    each
+}
+
+/// CPU time of this thread in ns, as the scheduler has counted it.
+fn cpu() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    text.split(' ').next().unwrap().parse().unwrap()
+}
