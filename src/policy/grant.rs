@@ -202,8 +202,9 @@ impl CallerPattern {
             return if plain { exact() } else { wrong("has no user id") };
         }
         if let Some(name) = text.strip_prefix("dns:") {
-            let fits = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-            return if fits { exact() } else { wrong("has no DNS name") };
+            let of_name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b);
+            let fits = !name.is_empty() && name.bytes().all(of_name);
+            return if fits { exact() } else { wrong("has no DNS name in lower case") };
         }
         let Some(mut parts) = segments(text) else { return wrong("is no caller") };
         let of_path = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
@@ -475,6 +476,7 @@ mod tests {
             "dns:",
             "dns:*",
             "dns:a b",
+            "dns:A.b",
             "spiffe:/m/a",
             "spiffe://",
             "spiffe://*/a",

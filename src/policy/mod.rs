@@ -14,7 +14,7 @@ use crate::caller::Caller;
 use crate::config::Settings;
 use crate::error::Error;
 use crate::object::{BucketName, Lifetime, Prefix};
-use grant::{Action, GrantSettings};
+use grant::Action;
 use needs::{Ask, Need, OfSigner, Scope};
 use table::{Grants, Question, Verdict};
 
@@ -98,8 +98,8 @@ impl Policy {
 
     /// Takes up other grants, all at once: whoever asks is judged by the former
     /// or by these.
-    pub fn replace(&self, grants: &[GrantSettings]) {
-        self.grants.store(Grants::compile(grants).into());
+    pub fn replace(&self, grants: Grants) {
+        self.grants.store(grants.into());
     }
 
     /// How many grants there are.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Policy;
+use super::table::Grants;
 use crate::config::Settings;
 
 /// How often the file is looked at.
@@ -41,16 +42,18 @@ impl SettingsFile {
                 _ = hangup.recv() => true,
             };
             let path = self.path.clone();
-            // It may be on a file system that takes its time.
-            let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(path).map_err(|e| e.to_string()));
-            let Ok(now) = read.await else { continue };
+            let Some(now) = aside(move || std::fs::read_to_string(path).map_err(|e| e.to_string())).await else {
+                continue;
+            };
             if now != settled && (now == last || asked) {
-                match self.judge(&now) {
-                    Ok(settings) => self.adopt(policy, &settings, now.as_deref().unwrap_or_default()),
-                    Err(why) => tracing::error!(
+                let (read, env) = (now.clone(), self.env.clone());
+                match aside(move || compile(&read?, &env)).await {
+                    Some(Ok(grants)) => self.adopt(policy, grants, now.as_deref().unwrap_or_default()),
+                    Some(Err(why)) => tracing::error!(
                         path = %self.path.display(), why, grants = policy.grants(),
                         "settings file is wrong: the grants stay as they were before it changed"
                     ),
+                    None => continue,
                 }
                 settled.clone_from(&now);
             }
@@ -58,12 +61,8 @@ impl SettingsFile {
         }
     }
 
-    fn judge(&self, read: &Result<String, String>) -> Result<Settings, String> {
-        Settings::load(read.as_ref().map_err(String::clone)?, &self.env).map_err(|e| e.to_string())
-    }
-
-    fn adopt(&self, policy: &Policy, settings: &Settings, text: &str) {
-        policy.replace(&settings.grants);
+    fn adopt(&self, policy: &Policy, grants: Grants, text: &str) {
+        policy.replace(grants);
         tracing::info!(path = %self.path.display(), grants = policy.grants(), "grants taken from the changed settings");
         warn_if_none(policy);
         let others = changed_sections(&self.text, text);
@@ -74,6 +73,17 @@ impl SettingsFile {
             );
         }
     }
+}
+
+/// Does it on a thread of its own: a file system may take its time, and so do
+/// thousands of grants. `None`: it panicked, or the runtime ends.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
+fn compile(text: &str, env: &BTreeMap<String, String>) -> Result<Grants, String> {
+    let settings = Settings::load(text, env).map_err(|e| e.to_string())?;
+    Ok(Grants::compile(&settings.grants))
 }
 
 /// Says it if nobody may do anything.

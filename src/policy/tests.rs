@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::grant::{CallerPattern, PrefixTemplate};
+use super::grant::{CallerPattern, GrantSettings, PrefixTemplate};
 use super::*;
 use crate::object::ObjectKey;
 use crate::ops::delete::Delete;

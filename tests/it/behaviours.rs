@@ -227,7 +227,7 @@ async fn a_batch_answers_each_item_in_order(backend: Backend) {
     for (n, result) in results.iter().enumerate() {
         match (n, result.result.as_ref().unwrap()) {
             (7 | 700, Result::Error(status)) => assert_eq!(status.code, tonic::Code::InvalidArgument as i32),
-            (70, Result::Error(status)) => assert_eq!(status.code, tonic::Code::NotFound as i32),
+            (70, Result::Error(status)) => assert_eq!(status.code, tonic::Code::PermissionDenied as i32),
             (_, Result::Response(response)) => assert!(response.url.contains(&format!("/item-{n}?"))),
             (_, other) => panic!("item {n}: {other:?}"),
         }
