@@ -61,6 +61,10 @@ pub struct Settings {
     /// Where the gRPC service listens.
     #[serde(default)]
     pub listen: Listen,
+    /// Mutual TLS at the service itself.
+    pub tls: Option<TlsSettings>,
+    /// Whom to believe who calls.
+    pub trusted_sidecar: Option<SidecarSettings>,
     /// The service's own identity: it lists and heads, and never signs a URL.
     #[serde(default)]
     pub identity: Source,
@@ -124,7 +128,7 @@ impl Default for AuditSettings {
 /// A listening address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
-    /// A TCP address. Loopback only.
+    /// A TCP address. Without `[tls]`, loopback only.
     Tcp(SocketAddr),
     /// A Unix socket.
     Unix(PathBuf),
@@ -149,16 +153,23 @@ impl Listen {
                 Err(format!("`{text}` needs an absolute path, like \"unix:/run/fileaccess.sock\""))
             };
         }
-        let address: SocketAddr = text.parse().map_err(|_| {
+        text.parse().map(Self::Tcp).map_err(|_| {
             format!("`{text}` is no address; write it like \"127.0.0.1:50051\" or \"unix:/run/fileaccess.sock\"")
-        })?;
-        if address.ip().is_loopback() {
-            Ok(Self::Tcp(address))
-        } else {
-            // Nobody's identity can be told on such a listener, so nobody may call.
-            Err(format!(
-                "`{text}` is not loopback, and callers can't be told apart there; listen on loopback or on a Unix socket, behind a sidecar"
-            ))
+        })
+    }
+
+    /// Whether it can be reached from other machines.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        matches!(self, Self::Tcp(address) if !address.ip().is_loopback())
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -167,6 +178,33 @@ impl<'de> Deserialize<'de> for Listen {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
     }
+}
+
+/// The files of mutual TLS, as PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSettings {
+    /// The service's certificate, and those between it and its root.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The roots of the clients' certificates.
+    pub client_ca: PathBuf,
+}
+
+/// A sidecar that is believed when it says for whom it calls, in
+/// `x-forwarded-client-cert`. There is one on the listener, and nobody else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SidecarSettings {
+    /// On a Unix socket: the users that it may run as.
+    pub uids: Vec<u32>,
+    /// On a loopback address: believe any local process.
+    pub loopback: bool,
+    /// Whether it appends to a header that it was sent (Envoy's
+    /// `APPEND_FORWARD`), rather than replacing it (`SANITIZE_SET`). A header of
+    /// several elements is refused unless it does.
+    pub appends: bool,
 }
 
 /// Where a key comes from.
@@ -446,12 +484,64 @@ impl Settings {
     /// What no single field can tell.
     fn check(&self, env: &BTreeMap<String, String>) -> Result<(), SettingsError> {
         let mut faults = Faults::default();
+        self.check_callers(&mut faults);
         self.check_buckets(&mut faults);
         self.check_signers(&mut faults, env);
         self.check_routes(&mut faults);
         self.check_grants(&mut faults);
         self.check_limits(&mut faults);
         if faults.0.is_empty() { Ok(()) } else { Err(SettingsError(faults.0)) }
+    }
+
+    /// Whether the listener can tell who calls, in one way only.
+    fn check_callers(&self, faults: &mut Faults) {
+        let listen = &self.listen;
+        if listen.is_remote() && self.tls.is_none() {
+            let problem = format!(
+                "`{listen}` is not loopback, and callers can't be told apart there; \
+                 add [tls], or listen on loopback or on a Unix socket, behind a sidecar"
+            );
+            faults.add("listen", problem);
+        }
+        if let Some(TlsSettings { certificate, key, client_ca }) = &self.tls {
+            for (field, path) in [("certificate", certificate), ("key", key), ("client_ca", client_ca)] {
+                if !path.is_absolute() {
+                    faults.add(format!("tls.{field}"), format!("`{}` needs an absolute path", path.display()));
+                }
+            }
+        }
+        let Some(SidecarSettings { uids, loopback, .. }) = &self.trusted_sidecar else { return };
+        if self.tls.is_some() {
+            faults
+                .add("trusted_sidecar", "with [tls], callers are told by their own certificates; keep one of the two");
+        }
+        match listen {
+            Listen::Unix(_) => {
+                if *loopback {
+                    let problem = format!("`true` says nothing about `{listen}`; name the sidecar's `uids` instead");
+                    faults.add("trusted_sidecar.loopback", problem);
+                } else if uids.is_empty() {
+                    faults.add("trusted_sidecar.uids", "is empty; name the users of the sidecar, like [1337]");
+                }
+            }
+            Listen::Tcp(_) => {
+                if !uids.is_empty() {
+                    let problem = format!(
+                        "`{uids:?}` can't be told on `{listen}`; listen on a Unix socket, like \"unix:/run/fileaccess.sock\""
+                    );
+                    faults.add("trusted_sidecar.uids", problem);
+                }
+                if *loopback && listen.is_remote() {
+                    let problem =
+                        format!("`true` contradicts `{listen}`; listen on loopback, like \"127.0.0.1:50051\"");
+                    faults.add("trusted_sidecar.loopback", problem);
+                } else if !*loopback && uids.is_empty() {
+                    let problem = "`false`: any local process can forge the header on a TCP address; \
+                                   accept that with loopback = true, or listen on a Unix socket and name the sidecar's `uids`";
+                    faults.add("trusted_sidecar.loopback", problem);
+                }
+            }
+        }
     }
 
     fn check_buckets(&self, faults: &mut Faults) {
@@ -842,6 +932,45 @@ mod tests {
         assert_eq!(error, "FILEACCESS_LISTEN__X: `listen` is no table of the settings");
         let error = Settings::load("", &env(&[])).unwrap_err().to_string();
         assert!(error.contains("missing field `buckets`"), "{error}");
+    }
+
+    #[test]
+    fn callers_must_be_told_apart_in_one_way() {
+        const TLS: &str = "[tls]\ncertificate = '/t.crt'\nkey = '/t.key'\nclient_ca = '/c.crt'\n";
+        let load = |listen: &str, more: &str| {
+            let text = GOOD.replace("unix:/run/fa.sock", listen) + more;
+            Settings::load(&text, &env(&[])).map_err(|error| error.to_string())
+        };
+        for (listen, more) in [
+            ("0.0.0.0:50051", TLS),
+            ("127.0.0.1:0", TLS),
+            ("127.0.0.1:0", "[trusted_sidecar]\nloopback = true"),
+            ("unix:/run/fa.sock", "[trusted_sidecar]\nuids = [1337, 0]"),
+        ] {
+            assert!(load(listen, more).is_ok(), "{listen} {more}");
+        }
+        let both = format!("{TLS}[trusted_sidecar]\nloopback = true");
+        for (listen, more, expect) in [
+            ("0.0.0.0:1", "", "listen: `0.0.0.0:1` is not loopback, and callers can't be told apart there; add [tls]"),
+            ("[::]:1", "[trusted_sidecar]\nloopback = true", "listen: `[::]:1` is not loopback"),
+            ("127.0.0.1:0", &both, "trusted_sidecar: with [tls]"),
+            ("127.0.0.1:0", "[trusted_sidecar]", "trusted_sidecar.loopback: `false`"),
+            (
+                "127.0.0.1:0",
+                "[trusted_sidecar]\nuids = [7]",
+                "trusted_sidecar.uids: `[7]` can't be told on `127.0.0.1:0`",
+            ),
+            ("unix:/s", "[trusted_sidecar]", "trusted_sidecar.uids: is empty; name"),
+            ("unix:/s", "[trusted_sidecar]\nuids = [7]\nloopback = true", "trusted_sidecar.loopback: `true`"),
+            ("unix:/s", "[trusted_sidecar]\nuids = [-1]", "trusted_sidecar.uids[0]: invalid value"),
+            ("unix:/s", "[tls]\ncertificate = '/c'\nkey = '/k'", "tls: missing field `client_ca`"),
+            ("unix:/s", &TLS.replace("/t.key", "t.key"), "tls.key: `t.key` needs an absolute path"),
+        ] {
+            let error = load(listen, more).unwrap_err();
+            assert!(error.starts_with(expect), "{listen} {more}: {error}");
+        }
+        let error = load("0.0.0.0:1", "[trusted_sidecar]\nloopback = true").unwrap_err();
+        assert!(error.contains("\ntrusted_sidecar.loopback: `true` contradicts `0.0.0.0:1`"), "{error}");
     }
 
     #[test]

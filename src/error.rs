@@ -6,6 +6,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::caller::Unreadable;
 use crate::object::ObjectKey;
 use crate::pb::ErrorReason;
 use crate::policy::grant::Action;
@@ -90,6 +91,9 @@ pub enum Error {
     /// No identity came with the call.
     #[error("the call carries no identity that this listener accepts")]
     NoCaller,
+    /// The identity that came with the call can't be read.
+    #[error("the caller can't be told: {0}")]
+    CallerUnreadable(Unreadable),
     /// The caller asks for more than it may at a time.
     #[error("too many {what} a second for this caller; try again in {} ms", wait.as_millis())]
     RateLimited {
@@ -200,6 +204,7 @@ impl Error {
             Self::UnknownSigner(_) => (Code::NotFound, ErrorReason::UnknownSigner),
             Self::KeySlotsTaken { .. } => (Code::FailedPrecondition, ErrorReason::KeySlotsTaken),
             Self::NoCaller => (Code::Unauthenticated, ErrorReason::NoCaller),
+            Self::CallerUnreadable(_) => (Code::Unauthenticated, ErrorReason::UnreadableCaller),
             Self::RateLimited { .. } => (Code::ResourceExhausted, ErrorReason::RateLimited),
             Self::Overloaded => (Code::ResourceExhausted, ErrorReason::Overloaded),
             Self::AuditFull => (Code::ResourceExhausted, ErrorReason::AuditFull),
@@ -241,6 +246,7 @@ impl Error {
             | Self::UnknownSigner(_)
             | Self::KeySlotsTaken { .. }
             | Self::NoCaller
+            | Self::CallerUnreadable(_)
             | Self::RateLimited { .. }
             | Self::Overloaded
             | Self::AuditFull
@@ -280,6 +286,7 @@ impl Error {
             | Self::UnknownSigner(_)
             | Self::KeySlotsTaken { .. }
             | Self::NoCaller
+            | Self::CallerUnreadable(_)
             | Self::NotGranted { .. }
             | Self::SignerUnavailable { .. }
             | Self::StoreUnavailable { .. }

@@ -34,5 +34,6 @@ pub mod signer;
 pub mod store;
 pub mod telemetry;
 pub mod throttle;
+pub mod tls;
 pub mod vault;
 pub mod wire;

@@ -2,18 +2,20 @@
 //! reflection, drain. It serves production and tests alike.
 
 use std::convert::Infallible;
+use std::fmt::{self, Write as _};
 use std::io;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tonic::body::Body;
@@ -28,37 +30,75 @@ use tracing::Instrument as _;
 
 use crate::api::Api;
 use crate::app::App;
-use crate::caller::Caller;
-use crate::config::Listen;
+use crate::caller::{Caller, Peer};
+use crate::config::{Listen, SidecarSettings};
 use crate::error::Error;
 use crate::pb;
 use crate::pb::file_access_server::FileAccessServer;
+use crate::tls::Tls;
 
 /// A bound address. Nothing is accepted before [`run`].
-pub enum Listener {
-    /// TCP, on loopback.
+pub struct Listener {
+    socket: Socket,
+    trust: Trust,
+}
+
+enum Socket {
     Tcp(TcpListener),
-    /// A Unix socket, removed at the end.
+    /// Removed at the end.
     Unix(UnixListener, PathBuf),
+}
+
+/// How callers are known.
+enum Trust {
+    /// By their connection: loopback, or the user id.
+    Connection,
+    /// By what a sidecar says, on loopback or as one of its users.
+    Sidecar(SidecarSettings),
+    /// By their certificate.
+    Tls(Arc<Tls>),
 }
 
 impl Listener {
     /// Binds `listen`. A Unix socket that a dead process left is replaced; one
-    /// that answers is not.
+    /// that answers is not. Callers are known as `loopback` or `uid:N`, unless
+    /// [`Self::with_tls`] or [`Self::behind`] follows.
     ///
     /// # Errors
     /// Those of the system.
     pub async fn bind(listen: &Listen) -> io::Result<Self> {
-        match listen {
-            Listen::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
+        let socket = match listen {
+            Listen::Tcp(address) => Socket::Tcp(TcpListener::bind(address).await?),
             Listen::Unix(path) => {
                 let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
                 if is_socket && tokio::net::UnixStream::connect(path).await.is_err() {
                     std::fs::remove_file(path)?;
                 }
-                Ok(Self::Unix(UnixListener::bind(path)?, path.clone()))
+                Socket::Unix(UnixListener::bind(path)?, path.clone())
             }
+        };
+        Ok(Self { socket, trust: Trust::Connection })
+    }
+
+    /// Callers are known by their certificates.
+    #[must_use]
+    pub fn with_tls(mut self, tls: Arc<Tls>) -> Self {
+        self.trust = Trust::Tls(tls);
+        self
+    }
+
+    /// Callers are known by what a sidecar says. On a Unix socket only the
+    /// processes of its users are believed; anybody may connect to it, since
+    /// those are other users than ours.
+    ///
+    /// # Errors
+    /// Those of changing the socket's mode.
+    pub fn behind(mut self, sidecar: &SidecarSettings) -> io::Result<Self> {
+        if let Socket::Unix(_, path) = &self.socket {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
         }
+        self.trust = Trust::Sidecar(sidecar.clone());
+        Ok(self)
     }
 
     /// Where it listens: `ADDRESS:PORT` or `unix:/PATH`.
@@ -66,30 +106,52 @@ impl Listener {
     /// # Errors
     /// Those of the system.
     pub fn address(&self) -> io::Result<String> {
-        match self {
-            Self::Tcp(listener) => Ok(listener.local_addr()?.to_string()),
-            Self::Unix(_, path) => Ok(format!("unix:{}", path.display())),
+        match &self.socket {
+            Socket::Tcp(listener) => Ok(listener.local_addr()?.to_string()),
+            Socket::Unix(_, path) => Ok(format!("unix:{}", path.display())),
         }
     }
 
     async fn accept(&self) -> io::Result<Accepted> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, peer) = listener.accept().await?;
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
                 // Else small answers wait for the peer's delayed acknowledgement, some 40 ms.
                 stream.set_nodelay(true)?;
-                Ok(Accepted { stream: Stream::Tcp(stream.into_std()?), caller: Caller::loopback(peer) })
+                let loopback = Caller::loopback(address);
+                let peer = match (&self.trust, loopback) {
+                    (Trust::Sidecar(sidecar), Some(_)) => Peer::Sidecar { appends: sidecar.appends },
+                    (_, loopback) => Peer::One(loopback.ok_or(Error::NoCaller)),
+                };
+                Ok(Accepted { stream: Stream::Tcp(stream.into_std()?), peer })
             }
-            Self::Unix(listener, _) => {
+            Socket::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
-                let caller = stream.peer_cred().ok().map(|peer| Caller::user(peer.uid()));
-                Ok(Accepted { stream: Stream::Unix(stream.into_std()?), caller })
+                let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
+                let peer = match (&self.trust, uid) {
+                    (Trust::Sidecar(sidecar), Some(uid)) if sidecar.uids.contains(&uid) => {
+                        Peer::Sidecar { appends: sidecar.appends }
+                    }
+                    (Trust::Sidecar(sidecar), uid) => {
+                        tracing::warn!(?uid, uids = ?sidecar.uids, "connection of another user than the sidecar's");
+                        Peer::One(Err(Error::NoCaller))
+                    }
+                    (_, uid) => Peer::One(uid.map(Caller::user).ok_or(Error::NoCaller)),
+                };
+                Ok(Accepted { stream: Stream::Unix(stream.into_std()?), peer })
             }
+        }
+    }
+
+    fn tls(&self) -> Option<Arc<Tls>> {
+        match &self.trust {
+            Trust::Tls(tls) => Some(Arc::clone(tls)),
+            Trust::Connection | Trust::Sidecar(_) => None,
         }
     }
 }
 
-impl Drop for Listener {
+impl Drop for Socket {
     fn drop(&mut self) {
         if let Self::Unix(_, path) = self {
             // Gone already is as good.
@@ -101,7 +163,7 @@ impl Drop for Listener {
 /// A connection, not yet tied to a runtime, and who is at its other end.
 struct Accepted {
     stream: Stream,
-    caller: Option<Caller>,
+    peer: Peer,
 }
 
 enum Stream {
@@ -121,7 +183,9 @@ pub async fn run(listener: Listener, app: Arc<App>, shutdown: impl Future<Output
     set_health(&app, &health, false).await;
     let (draining, drain) = watch::channel(false);
     let report = tokio::spawn(report_health(Arc::clone(&app), health.clone(), drain));
-    let workers = Workers::start(&app, &services)?;
+    let tls = listener.tls();
+    let keep_tls = tls.as_ref().map(|tls| tokio::spawn(Arc::clone(tls).keep()));
+    let workers = Workers::start(&app, &services, tls.as_ref())?;
     let limits = &app.limits;
 
     let graceful = GracefulShutdown::new();
@@ -139,6 +203,9 @@ pub async fn run(listener: Listener, app: Arc<App>, shutdown: impl Future<Output
         let _ = tokio::time::timeout(limits.drain, &mut accepting).await;
     }
     drop(listener);
+    if let Some(keep_tls) = keep_tls {
+        keep_tls.abort();
+    }
     // Watchers of health would hold their connections for ever.
     let _ = report.await;
     if tokio::time::timeout(limits.grace, graceful.shutdown()).await.is_err() {
@@ -181,7 +248,7 @@ struct Workers {
 
 impl Workers {
     /// With one worker, the calling runtime does the work itself.
-    fn start(app: &Arc<App>, services: &Arc<Services>) -> io::Result<Self> {
+    fn start(app: &Arc<App>, services: &Arc<Services>, tls: Option<&Arc<Tls>>) -> io::Result<Self> {
         let count = match app.limits.workers {
             0 => std::thread::available_parallelism()?.get(),
             workers => workers,
@@ -191,17 +258,17 @@ impl Workers {
         // opened it: no runtime may end before all have finished.
         let finish = Arc::new(std::sync::Barrier::new(count));
         for n in 0..count {
-            let (lane, connections) = mpsc::unbounded_channel();
-            started.lanes.push(lane);
-            let (services, app) = (Arc::clone(services), Arc::clone(app));
+            let (sender, connections) = mpsc::unbounded_channel();
+            started.lanes.push(sender);
+            let lane = Lane::new(app, services, tls);
             if count == 1 {
-                tokio::spawn(serve_lane(connections, services, app));
+                tokio::spawn(lane.serve(connections));
                 break;
             }
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let finish = Arc::clone(&finish);
             let thread = std::thread::Builder::new().name(format!("serve-{n}")).spawn(move || {
-                runtime.block_on(serve_lane(connections, services, app));
+                runtime.block_on(lane.serve(connections));
                 finish.wait();
             })?;
             started.threads.push(thread);
@@ -225,40 +292,72 @@ impl Workers {
     }
 }
 
-/// Serves the connections of one lane until its sender is gone.
-async fn serve_lane(mut connections: mpsc::UnboundedReceiver<Connection>, services: Arc<Services>, app: Arc<App>) {
-    let mut http = http2::Builder::new(TokioExecutor::new());
-    http.timer(TokioTimer::new())
-        .keep_alive_interval(app.limits.keepalive)
-        .keep_alive_timeout(app.limits.keepalive_timeout)
-        .max_concurrent_streams(app.limits.streams)
-        .max_header_list_size(16 << 10);
-    while let Some(Connection { accepted: Accepted { stream, caller }, watcher, room }) = connections.recv().await {
-        let services = Arc::clone(&services);
-        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-            if let Some(caller) = &caller {
-                request.extensions_mut().insert(caller.clone());
-            }
-            let services = Arc::clone(&services);
-            async move { Ok::<_, Infallible>(services.call(request).await) }
+/// What one thread serves its connections with.
+#[derive(Clone)]
+struct Lane {
+    http: http2::Builder<TokioExecutor>,
+    services: Arc<Services>,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Lane {
+    fn new(app: &App, services: &Arc<Services>, tls: Option<&Arc<Tls>>) -> Self {
+        let mut http = http2::Builder::new(TokioExecutor::new());
+        http.timer(TokioTimer::new())
+            .keep_alive_interval(app.limits.keepalive)
+            .keep_alive_timeout(app.limits.keepalive_timeout)
+            .max_concurrent_streams(app.limits.streams)
+            .max_header_list_size(16 << 10);
+        Self { http, services: Arc::clone(services), tls: tls.cloned() }
+    }
+
+    /// Serves connections until their sender is gone.
+    async fn serve(self, mut connections: mpsc::UnboundedReceiver<Connection>) {
+        while let Some(Connection { accepted: Accepted { stream, peer }, watcher, room }) = connections.recv().await {
+            let lane = self.clone();
+            tokio::spawn(async move {
+                let _room = room;
+                match stream {
+                    Stream::Tcp(stream) => match tokio::net::TcpStream::from_std(stream) {
+                        Ok(stream) => lane.secure(stream, peer, watcher).await,
+                        Err(error) => tracing::warn!(%error, "connection lost"),
+                    },
+                    Stream::Unix(stream) => match tokio::net::UnixStream::from_std(stream) {
+                        Ok(stream) => lane.secure(stream, peer, watcher).await,
+                        Err(error) => tracing::warn!(%error, "connection lost"),
+                    },
+                }
+            });
+        }
+    }
+
+    /// Serves one connection, by TLS if the listener has it.
+    async fn secure<S>(self, stream: S, peer: Peer, watcher: Watcher)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match &self.tls {
+            None => self.converse(stream, peer, watcher).await,
+            Some(tls) => match tls.accept(stream).await {
+                Ok((stream, caller)) => self.converse(stream, Peer::One(caller), watcher).await,
+                Err(error) => tracing::info!(%error, "tls handshake failed"),
+            },
+        }
+    }
+
+    /// Serves one connection.
+    async fn converse<S>(&self, stream: S, peer: Peer, watcher: Watcher)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let peer = Arc::new(peer);
+        let service = hyper::service::service_fn(|request: Request<Incoming>| {
+            let (services, peer) = (Arc::clone(&self.services), Arc::clone(&peer));
+            async move { Ok::<_, Infallible>(services.call(&peer, request).await) }
         });
-        let http = http.clone();
-        tokio::spawn(async move {
-            let _room = room;
-            let served = match stream {
-                Stream::Tcp(stream) => match tokio::net::TcpStream::from_std(stream) {
-                    Ok(stream) => watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await,
-                    Err(error) => return tracing::warn!(%error, "connection lost"),
-                },
-                Stream::Unix(stream) => match tokio::net::UnixStream::from_std(stream) {
-                    Ok(stream) => watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await,
-                    Err(error) => return tracing::warn!(%error, "connection lost"),
-                },
-            };
-            if let Err(error) = served {
-                tracing::debug!(%error, "connection ended");
-            }
-        });
+        if let Err(error) = watcher.watch(self.http.serve_connection(TokioIo::new(stream), service)).await {
+            tracing::debug!(%error, "connection ended");
+        }
     }
 }
 
@@ -297,14 +396,14 @@ impl Services {
         })
     }
 
-    async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn call(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
         fn get<T>(answer: Result<Response<T>, Infallible>) -> Response<T> {
             match answer {
                 Ok(response) => response,
             }
         }
         match request.uri().path().split('/').nth(1) {
-            Some(<FileAccessServer<Api> as NamedService>::NAME) => self.call_api(request).await,
+            Some(<FileAccessServer<Api> as NamedService>::NAME) => self.call_api(peer, request).await,
             Some(<HealthServer<HealthService> as NamedService>::NAME) => get(self.health.clone().call(request).await),
             Some(REFLECTION) => get(self.reflection.clone().call(request).await),
             Some(REFLECTION_ALPHA) => get(self.reflection_alpha.clone().call(request).await),
@@ -312,11 +411,21 @@ impl Services {
         }
     }
 
-    /// One RPC: its span, its deadline, and a line of log when it fails.
-    async fn call_api(&self, request: Request<Incoming>) -> Response<Body> {
+    /// One RPC: its caller, its span, its deadline, and a line of log when it
+    /// fails.
+    async fn call_api(&self, peer: &Peer, mut request: Request<Incoming>) -> Response<Body> {
         let begun = Instant::now();
+        let caller = peer.caller(request.headers());
         let method = request.uri().path().rsplit('/').next().unwrap_or_default();
-        let span = tracing::info_span!("rpc", method);
+        let told = |name| request.headers().get(name).map(Told).map(tracing::field::display);
+        let span = tracing::info_span!(
+            "rpc",
+            method,
+            caller = caller.as_ref().ok().map(Caller::as_str),
+            request_id = told("x-request-id"),
+            traceparent = told("traceparent"),
+        );
+        Caller::put(caller, request.extensions_mut());
         let deadline = grpc_timeout(request.headers()).map_or(self.deadline, |asked| asked.min(self.deadline));
         let answer = tokio::time::timeout(deadline, self.api.clone().call(request)).instrument(span.clone()).await;
         let response = match answer {
@@ -345,6 +454,17 @@ impl Services {
             }
             _ => response,
         }
+    }
+}
+
+/// A header that somebody else has written, as it may stand in the log: cut
+/// off at 128 bytes, and without what is not printable ASCII.
+struct Told<'a>(&'a HeaderValue);
+
+impl fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut printable = self.0.as_bytes().iter().take(128).filter(|b| b.is_ascii_graphic());
+        printable.try_for_each(|b| f.write_char(char::from(*b)))
     }
 }
 
@@ -410,6 +530,13 @@ async fn set_health(app: &App, health: &HealthReporter, drains: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_wrote_is_printed_within_bounds() {
+        let told = |bytes: &[u8]| Told(&HeaderValue::from_bytes(bytes).unwrap()).to_string();
+        assert_eq!(told(b"3f2c-\"x\" y\tz\xe4\xff"), "3f2c-\"x\"yz");
+        assert_eq!(told(&[b'a'; 1000]).len(), 128);
+    }
 
     #[test]
     fn deadlines_are_read_as_grpc_writes_them() {

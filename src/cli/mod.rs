@@ -19,6 +19,7 @@ use crate::config::Settings;
 use crate::policy::reread::{SettingsFile, warn_if_none};
 use crate::server::{self, Listener};
 use crate::telemetry;
+use crate::tls::Tls;
 
 /// All went as asked.
 pub const EXIT_OK: u8 = 0;
@@ -165,13 +166,18 @@ fn load(path: PathBuf) -> Result<(Settings, SettingsFile), Failure> {
 
 async fn serve(settings: Settings, file: SettingsFile) -> Result<(), Failure> {
     let shutdown = shutdown_signal().map_err(Failure::running)?;
+    let tls = settings.tls.as_ref().map(Tls::load).transpose().map_err(Failure::usage)?;
     let sources = Sources::of(&settings).await;
     let app = App::start(&settings, sources)
         .await
         .map_err(|e| Failure::running(format!("the audit trail can't be begun: {e}")))?;
-    let listener = Listener::bind(&settings.listen)
-        .await
-        .map_err(|e| Failure::running(format!("can't listen on {:?}: {e}", settings.listen)))?;
+    let not_listening = |e| Failure::running(format!("can't listen on `{}`: {e}", settings.listen));
+    let mut listener = Listener::bind(&settings.listen).await.map_err(not_listening)?;
+    if let Some(tls) = tls {
+        listener = listener.with_tls(tls);
+    } else if let Some(sidecar) = &settings.trusted_sidecar {
+        listener = listener.behind(sidecar).map_err(not_listening)?;
+    }
     warn_if_none(&app.policy);
     tracing::info!(address = listener.address().unwrap_or_default(), "listening");
     let policy = Arc::clone(&app);

@@ -70,6 +70,9 @@ impl Dev {
     /// # Errors
     /// An address that is taken or not loopback, a folder that can't be used.
     pub async fn start(options: &Options) -> Result<Self, Failure> {
+        if options.listen.is_remote() {
+            return Err(Failure::usage(format!("--listen: `{}` is not loopback", options.listen)));
+        }
         if !options.s3_listen.ip().is_loopback() {
             return Err(Failure::usage(format!("--s3-listen: `{}` is not loopback", options.s3_listen)));
         }
@@ -144,7 +147,7 @@ impl Dev {
         }
         let listener = Listener::bind(&settings.listen)
             .await
-            .map_err(|e| Failure::running(format!("can't listen on {:?}: {e}", settings.listen)))?;
+            .map_err(|e| Failure::running(format!("can't listen on `{}`: {e}", settings.listen)))?;
         let address = listener.address().map_err(Failure::running)?;
         Ok(Self { address, s3, iam, identity, audit, app, listener, stop, _folder: folder })
     }

@@ -119,15 +119,23 @@ pub async fn free_port() -> String {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string()
 }
 
-fn settings(listen: &str, endpoint: &str) -> String {
+pub fn settings(listen: &str, endpoint: &str) -> String {
     format!(
         "listen = '{listen}'\nidentity = {{ environment = {{ access_key_id = 'IT_ID', secret_access_key = 'IT_SECRET' }} }}\n\
          [buckets.files]\nbucket = 'files'\nregion = 'us-east-1'\nendpoint = '{endpoint}'\npath_style = true\n\
          [signers.main]\nkind = 'ambient'\n\
          source = {{ environment = {{ access_key_id = 'IT_ID', secret_access_key = 'IT_SECRET' }} }}\n\
-         [[routes]]\nbucket = 'files'\nsigner = 'main'\n[limits]\ndrain = '1s'\n{}{}",
-        grant("loopback", ""),
-        grant(&format!("uid:{}", rustix::process::getuid().as_raw()), ""),
+         [[routes]]\nbucket = 'files'\nsigner = 'main'\n[limits]\ndrain = '1s'\n{}",
+        [
+            "loopback",
+            &format!("uid:{}", rustix::process::getuid().as_raw()),
+            "spiffe://mesh.test/*",
+            "spiffe://mesh.test/ns/shop/sa/*",
+            "dns:orders.shop.test",
+            "dns:orders.test",
+        ]
+        .map(|caller| grant(caller, ""))
+        .concat(),
     )
 }
 
@@ -138,7 +146,7 @@ fn grant(caller: &str, prefix: &str) -> String {
     )
 }
 
-fn serve(folder: &Path, settings: &str, more: &[&str]) -> Command {
+pub fn serve(folder: &Path, settings: &str, more: &[&str]) -> Command {
     let file = folder.join("settings.toml");
     std::fs::write(&file, settings).unwrap();
     let mut command = fileaccess(&["serve", "--config", file.to_str().unwrap()]);
@@ -159,6 +167,8 @@ async fn serve_refuses_what_is_wrong_by_its_path(_: Backend) {
     assert!(said.contains("limits.drain: `soon` is no duration; write it like \"15m\""), "{said}");
     let (status, said) = code(serve(folder.path(), &good.replace("127.0.0.1:0", "0.0.0.0:1"), &[]));
     assert!(status == Some(64) && said.contains("listen: `0.0.0.0:1` is not loopback"), "{said}");
+    let (status, said) = code(fileaccess(&["dev", "--listen", "0.0.0.0:1"]));
+    assert!(status == Some(64) && said.contains("--listen: `0.0.0.0:1` is not loopback"), "{said}");
     assert_eq!(code(fileaccess(&["serve", "--config", "/nowhere.toml"])).0, Some(64));
     assert_eq!(code(fileaccess(&["serve"])).0, Some(64));
     assert_eq!(code(fileaccess(&["--help"])).0, Some(0));

@@ -31,7 +31,7 @@ pub fn cases() -> Vec<Case> {
 /// A call by a process of this user, as if it came through a Unix socket.
 fn by<T>(uid: u32, message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.extensions_mut().insert(Caller::user(uid));
+    Caller::put(Ok(Caller::user(uid)), request.extensions_mut());
     request
 }
 

@@ -6,16 +6,21 @@
 mod audit;
 mod behaviours;
 mod binary;
+mod callers;
+mod certificates;
 mod contract;
 mod grants;
+mod hostile;
 mod inspect;
 mod keys;
 mod localstack;
 mod object_rotation;
 mod operate;
+mod outside;
 mod refusals;
 mod revoke;
 mod service;
+mod sidecar;
 mod signer_rotation;
 mod stage;
 mod tools;
@@ -46,7 +51,8 @@ fn main() {
     let mut trials = Vec::new();
     let local = if arguments.list { Ok(()) } else { localstack::shared().map(|_| ()) };
     let tools = if arguments.list { Ok(()) } else { tools::program("grpcurl").map(|_| ()) };
-    for missing in [local.err(), tools.err()].into_iter().flatten() {
+    let envoy = if arguments.list { Ok(()) } else { sidecar::envoy().map(|_| ()) };
+    for missing in [local.err(), tools.err(), envoy.err()].into_iter().flatten() {
         // Where the tools are installed for certain, their absence is a defect.
         assert!(std::env::var_os("CI").is_none(), "a tool is missing in CI: {missing}");
         eprintln!("SKIPPED, and counted as ignored, for want of a tool: {missing}");
@@ -75,14 +81,21 @@ fn main() {
     for (name, case) in vaults::cases() {
         trials.push(trial(name, move || case(Backend::LocalStack), local.is_ok()));
     }
-    for (name, case) in service::cases().into_iter().chain(keys::cases()).chain(grants::cases()) {
-        trials.push(trial(name, move || case(Backend::Embedded), true));
-    }
-    for (name, case) in operate::cases() {
+    for (name, case) in service::cases()
+        .into_iter()
+        .chain(keys::cases())
+        .chain(grants::cases())
+        .chain(callers::cases())
+        .chain(hostile::cases())
+        .chain(operate::cases())
+    {
         trials.push(trial(name, move || case(Backend::Embedded), true));
     }
     for (name, case) in service::grpcurl_cases().into_iter().chain(binary::cases()) {
         trials.push(trial(name, move || case(Backend::Embedded), tools.is_ok()));
+    }
+    for (name, case) in sidecar::cases() {
+        trials.push(trial(name, move || case(Backend::Embedded), envoy.is_ok()));
     }
     libtest_mimic::run(&arguments, trials).exit();
 }
