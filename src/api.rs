@@ -114,7 +114,7 @@ impl FileAccess for Api {
         let caller = self.caller(&request)?;
         let signers = self.recorded(&caller, Asked::Signers, async {
             let permit = self.0.policy.authorize(caller.clone(), signers::Ask)?;
-            Ok(signers::signers(&self.0, &permit, SystemTime::now()))
+            Ok(signers::signers(&self.0, permit, SystemTime::now()))
         });
         Ok(Response::new(signers.await?.into()))
     }

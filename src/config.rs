@@ -896,7 +896,7 @@ mod tests {
                 "grants[0].prefix: `{caller.team}` is in no caller `spiffe://mesh.test/ns/*/sa/web-*`",
             ),
             ("{caller.ns}/", "{caller.ns}", "grants[0].prefix: `{caller.ns}` must have a `/` behind"),
-            ("prefix = \"{caller.ns}/\"", "", "grants[0].prefix: missing field `prefix`"),
+            ("prefix = \"{caller.ns}/\"", "", "grants[0]: missing field `prefix`"),
             ("\"upload\"", "\"uplaod\"", "grants[0].actions[1]: unknown variant `uplaod`, expected one of `download`"),
             ("[\"download\", \"upload\"]", "[]", "grants[0].actions: is empty; name at least one"),
             ("\"1h\"", "\"0s\"", "grants[0].max_ttl: `0s` must be 1 second to 7 days"),

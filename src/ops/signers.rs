@@ -32,7 +32,8 @@ pub struct Found {
 /// The signers all of whose routes the caller is granted to see, in the order
 /// of their names.
 #[must_use]
-pub fn signers(app: &App, permit: &Permit<Ask>, now: SystemTime) -> Vec<Found> {
+#[expect(clippy::needless_pass_by_value, reason = "a permit is good for one op")]
+pub fn signers(app: &App, permit: Permit<Ask>, now: SystemTime) -> Vec<Found> {
     let Ask = permit.ask();
     let seen = app.signers.values().filter(|signer| permit.reaches(&app.policy, Action::Signers, &signer.name));
     let found = seen.map(|signer| {

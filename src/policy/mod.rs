@@ -32,43 +32,66 @@ pub struct Policy {
 
 /// Proof that `caller` may have `ask` done. Ops take it by value.
 ///
-/// Only [`Policy::authorize`] makes one. It can be had like this:
+/// Only [`Policy::authorize`] makes one, and it is good for one op:
 ///
 /// ```
-/// use fileaccess::{caller::Caller, error::Error, ops::stat::Ask, policy::{Permit, Policy}};
+/// use fileaccess::app::App;
+/// use fileaccess::caller::Caller;
+/// use fileaccess::error::Error;
+/// use fileaccess::object::Lifetime;
+/// use fileaccess::ops::stat::{Ask, stat};
+/// use fileaccess::policy::Permit;
 ///
-/// fn permit(policy: &Policy, caller: Caller, ask: Ask) -> Result<Permit<Ask>, Error> {
-///     policy.authorize(caller, ask)
+/// async fn right(app: &App, caller: Caller, ask: Ask) -> Result<(), Error> {
+///     let permit: Permit<Ask> = app.policy.authorize(caller, ask)?;
+///     let (_, _, _): (&Caller, &Ask, Lifetime) = (permit.caller(), permit.ask(), permit.ceiling());
+///     stat(app, permit).await?;
+///     Ok(())
 /// }
 /// ```
 ///
-/// but neither made up (E0451: its fields are private),
+/// None can be made up (E0451: its fields are private),
 ///
 /// ```compile_fail,E0451
-/// use fileaccess::{caller::Caller, object::Lifetime, ops::stat::Ask, policy::Permit};
-///
-/// fn permit(caller: Caller, ask: Ask) -> Permit<Ask> {
-///     Permit { caller, ask, ceiling: Lifetime::MAX }
+/// # use fileaccess::app::App;
+/// # use fileaccess::caller::Caller;
+/// # use fileaccess::error::Error;
+/// # use fileaccess::object::Lifetime;
+/// # use fileaccess::ops::stat::{Ask, stat};
+/// # use fileaccess::policy::Permit;
+/// async fn made_up(app: &App, caller: Caller, ask: Ask) -> Result<(), Error> {
+///     let permit: Permit<Ask> = Permit { caller, ask, ceiling: Lifetime::MAX };
+///     stat(app, permit).await?;
+///     Ok(())
 /// }
 /// ```
 ///
-/// nor turned to something else (E0616),
+/// turned to something else (E0616),
 ///
 /// ```compile_fail,E0616
-/// use fileaccess::{ops::stat::Ask, policy::Permit};
-///
-/// fn widen(mut permit: Permit<Ask>, ask: Ask) -> Permit<Ask> {
+/// # use fileaccess::app::App;
+/// # use fileaccess::caller::Caller;
+/// # use fileaccess::error::Error;
+/// # use fileaccess::ops::stat::{Ask, stat};
+/// # use fileaccess::policy::Permit;
+/// async fn widened(app: &App, caller: Caller, ask: Ask) -> Result<(), Error> {
+///     let mut permit: Permit<Ask> = app.policy.authorize(caller, ask.clone())?;
 ///     permit.ask = ask;
-///     permit
+///     stat(app, permit).await?;
+///     Ok(())
 /// }
 /// ```
 ///
-/// nor used twice (E0382).
+/// or used twice (E0382).
 ///
 /// ```compile_fail,E0382
-/// use fileaccess::{app::App, error::Error, ops::stat::{Ask, stat}, policy::Permit};
-///
-/// async fn twice(app: &App, permit: Permit<Ask>) -> Result<(), Error> {
+/// # use fileaccess::app::App;
+/// # use fileaccess::caller::Caller;
+/// # use fileaccess::error::Error;
+/// # use fileaccess::ops::stat::{Ask, stat};
+/// # use fileaccess::policy::Permit;
+/// async fn twice(app: &App, caller: Caller, ask: Ask) -> Result<(), Error> {
+///     let permit: Permit<Ask> = app.policy.authorize(caller, ask)?;
 ///     stat(app, permit).await?;
 ///     stat(app, permit).await?;
 ///     Ok(())

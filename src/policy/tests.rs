@@ -160,6 +160,31 @@ fn no_grants_are_no_rights() {
 }
 
 #[test]
+fn a_pattern_fits_whole_segments_and_no_empty_one() {
+    let policy = policy(&grant("spiffe://mesh.test/ns/*/sa/web-*", "photos", "", "'stat'", ""));
+    let ask = stat::Ask { bucket: bucket("photos"), key: ObjectKey::parse("x").unwrap(), version_id: None };
+    for (caller, fits) in [
+        (WEB, true),
+        ("spiffe://mesh.test/ns/shop/sa/web-", true),
+        ("spiffe://mesh.test/ns/shop/sa/web", false),
+        ("spiffe://mesh.test/ns//sa/web-1", false),
+        ("spiffe://mesh.test/ns/shop/x/sa/web-1", false),
+        ("spiffe://mesh.test/ns/shop/sa/web-1/", false),
+        ("spiffe://mesh.test/ns/shop/sa/web-1/x", false),
+        ("spiffe://mesh.test/ns/shop/sa/Web-1", false),
+        ("spiffe://mesh.test/ns/shop/sa", false),
+        ("spiffe://mesh.test/ns/shop%2Fsa/web-1", false),
+        ("SPIFFE://mesh.test/ns/shop/sa/web-1", false),
+        ("spiffe://mesh.test.evil/ns/shop/sa/web-1", false),
+        ("mesh.test/ns/shop/sa/web-1", false),
+        ("dns:spiffe://mesh.test/ns/shop/sa/web-1", false),
+        ("", false),
+    ] {
+        assert_eq!(is_granted(&policy, caller, &ask), fits, "{caller}");
+    }
+}
+
+#[test]
 fn what_is_listed_lies_within_one_prefix() {
     let policy = policy(
         &[grant("uid:1", "photos", "tenant-a/", "'list'", ""), grant("uid:1", "photos", "deep/in/side", "'list'", "")]
