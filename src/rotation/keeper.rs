@@ -1,7 +1,7 @@
 //! Keeps an `iam-user` signer: reads its vault, finishes what a crash has left,
 //! and rotates its key when asked.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -27,8 +27,8 @@ pub struct Keeper {
     /// The last one that was begun, while it is under way.
     under_way: ArcSwapOption<UnderWay>,
     known: ArcSwap<Known>,
-    /// One look at a time, so that a late answer never undoes a newer one.
-    looking: tokio::sync::Mutex<()>,
+    /// When the newest good read of the vault was asked for.
+    newest: Mutex<Option<Instant>>,
     /// The key that this replica has seen S3 refuse, often enough.
     dead: ArcSwapOption<String>,
 }
@@ -85,20 +85,26 @@ impl Keeper {
     #[must_use]
     pub fn new(signer: Arc<Signer>, driver: Driver, refresh: Duration, reconcile: Duration) -> Arc<Self> {
         let (under_way, dead) = (ArcSwapOption::empty(), ArcSwapOption::empty());
-        let (running, known, looking) = (Flights::default(), ArcSwap::default(), tokio::sync::Mutex::default());
-        Arc::new(Self { signer, driver, refresh, reconcile, running, under_way, known, looking, dead })
+        let (running, known, newest) = (Flights::default(), ArcSwap::default(), Mutex::default());
+        Arc::new(Self { signer, driver, refresh, reconcile, running, under_way, known, newest, dead })
     }
 
     /// Reads the vault once, and takes up what it holds.
     pub async fn refresh(&self) {
-        let _looking = self.looking.lock().await;
         // The lease counts from before the question: the answer may be that old.
         let asked = Instant::now();
-        match self.driver.vault.read().await {
+        let read = self.driver.vault.read().await;
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if newest.is_some_and(|newest| newest > asked) {
+            return; // Somebody has asked after us, and was answered before.
+        }
+        match read {
             Ok(held) => {
+                *newest = Some(asked);
                 self.learn(&held);
                 match held.current {
                     Some(current) => {
+                        // INVARIANT: in this order, lest the key before get another lease.
                         self.signer.adopt(current.key, SystemTime::now());
                         self.signer.renew(asked);
                     }
@@ -106,35 +112,57 @@ impl Keeper {
                 }
             }
             // It may sign until its lease runs out.
-            Err(why) => {
-                tracing::warn!(signer = self.signer.name, %why, "vault not read");
-                self.signer.look_again();
-            }
+            Err(why) => tracing::warn!(signer = self.signer.name, %why, "vault not read"),
         }
     }
 
     /// Keeps the signer, for ever.
     pub async fn keep(self: Arc<Self>) {
-        let refresh = async {
-            loop {
-                tokio::time::sleep(self.refresh).await;
-                self.refresh().await;
+        // Side by side: a rotation that waits, as when IAM is down, must not keep
+        // the vault from being read.
+        tokio::join!(self.keep_key(), self.keep_clean(), self.keep_told(), self.keep_watch());
+    }
+
+    async fn keep_key(&self) {
+        loop {
+            tokio::time::sleep(self.refresh).await;
+            // What comes later than that is too old to renew the lease.
+            if tokio::time::timeout(self.driver.pace.lease, self.refresh()).await.is_err() {
+                tracing::warn!(signer = self.signer.name, "vault not read within a lease");
             }
-        };
-        // Not in turn: an outage of IAM or S3 must not cost the lease.
-        let reconcile = async {
-            let mut looked: Option<Instant> = None;
-            loop {
+        }
+    }
+
+    /// Has whoever watches hear of the end of the lease when it comes, and not
+    /// when the vault has failed to answer at last.
+    async fn keep_told(&self) {
+        loop {
+            let left = self.signer.lease_left();
+            if left.is_zero() {
+                self.signer.look_again();
                 tokio::time::sleep(self.refresh).await;
-                self.watch_previous().await;
-                // At once: a new signer has no key yet, and a crash may have left something.
-                if self.running.is_empty() && looked.is_none_or(|at| at.elapsed() >= self.reconcile) {
-                    self.finish().await;
-                    looked = Some(Instant::now());
-                }
+            } else {
+                tokio::time::sleep(left).await;
             }
-        };
-        tokio::join!(refresh, reconcile);
+        }
+    }
+
+    async fn keep_clean(&self) {
+        tokio::time::sleep(self.refresh).await;
+        // At once: a new signer has no key yet, and a crash may have left something.
+        loop {
+            if self.running.is_empty() {
+                self.finish().await;
+            }
+            tokio::time::sleep(self.reconcile).await;
+        }
+    }
+
+    async fn keep_watch(&self) {
+        loop {
+            tokio::time::sleep(self.refresh).await;
+            self.watch_previous().await;
+        }
     }
 
     fn learn(&self, held: &Held) {

@@ -148,9 +148,12 @@ impl Lease {
         u64::try_from(at.duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
     }
 
+    fn age(&self) -> Duration {
+        Duration::from_millis(self.millis(Instant::now()).saturating_sub(self.renewed.load(Ordering::Relaxed)))
+    }
+
     fn has_run_out(&self) -> bool {
-        let age = self.millis(Instant::now()).saturating_sub(self.renewed.load(Ordering::Relaxed));
-        u128::from(age) > self.length.as_millis()
+        self.age() >= self.length
     }
 }
 
@@ -190,6 +193,13 @@ impl Signer {
                 self.look_again();
             }
         }
+    }
+
+    /// How long its key may be used without another [`Signer::renew`]. Zero: no
+    /// more.
+    #[must_use]
+    pub fn lease_left(&self) -> Duration {
+        self.lease.as_ref().map_or(Duration::MAX, |lease| lease.length.saturating_sub(lease.age()))
     }
 
     /// Has whoever watches look at this signer again: time may have changed it.
