@@ -80,7 +80,8 @@ struct Memory {
 
 impl Driver {
     /// Ends all URLs of the key that `goal` names, or finishes what is half
-    /// done. A new key is stored as version `version`.
+    /// done. A new key is stored as version `version`, unless that has held
+    /// another one before.
     ///
     /// Goes on through outages of IAM, the vault and S3: it ends when there is
     /// nothing left to do, or when it can't be done.
@@ -94,6 +95,7 @@ impl Driver {
         progress: &watch::Sender<Vec<Done>>,
     ) -> Result<Option<SignerRotation>, Error> {
         let mut memory = Memory::default();
+        let mut version = version.to_owned();
         let mut outgoing: Option<Credentials> = None;
         let mut confirmed_at = None;
         loop {
@@ -130,7 +132,7 @@ impl Driver {
                     return Err(Error::KeySlotsTaken { user: self.user.clone(), keys: keys.clone() });
                 }
                 Step::AwaitLease | Step::AwaitOrphan => Ok(None),
-                Step::Create => self.create(version).await.map(|key| Some(("created", key))),
+                Step::Create => self.create(&mut version, &seen).await.map(|key| Some(("created", key))),
                 Step::Probe => Ok(self.accepted(&mut memory, &held).await.map(|key| ("accepted", key))),
                 Step::Promote { from, to } => self
                     .vault
@@ -147,7 +149,10 @@ impl Driver {
                 Step::Canary(key) => {
                     match held.previous.as_ref().filter(|previous| previous.key.access_key_id() == key) {
                         Some(previous) if self.refused(&mut memory, &previous.key).await => {
-                            confirmed_at.get_or_insert_with(SystemTime::now);
+                            // Not that of an earlier rotation, which may be on its way out as well.
+                            if outgoing.as_ref().is_some_and(|outgoing| outgoing.access_key_id() == key) {
+                                confirmed_at.get_or_insert_with(SystemTime::now);
+                            }
                             Ok(Some(("refused", key.clone())))
                         }
                         _ => Ok(None),
@@ -233,7 +238,7 @@ impl Driver {
     }
 
     /// Makes a key and stores it. A crash in between leaves an orphan.
-    async fn create(&self, version: &str) -> Result<String, String> {
+    async fn create(&self, version: &mut String, seen: &Observed) -> Result<String, String> {
         let key = match self.issuer.create(&self.user).await {
             Ok(key) => key,
             // The lock: somebody else has made one.
@@ -241,6 +246,11 @@ impl Driver {
             Err(error) => return Err(error.to_string()),
         };
         let id = key.access_key_id().to_owned();
+        if self.is_late(&id, seen).await {
+            // Nobody else has its secret.
+            let _ = self.issuer.delete(&self.user, &id).await;
+            return Err("somebody else has made a key at the same time".into());
+        }
         loop {
             match self.vault.stage(version, &key).await {
                 Ok(()) => return Ok(id),
@@ -252,10 +262,26 @@ impl Driver {
                 Err(error) => {
                     // Not in the vault, so of no use to anybody.
                     let _ = self.issuer.delete(&self.user, &id).await;
+                    if error == VaultError::Conflict {
+                        // A request's id that comes again after other rotations.
+                        *version = format!("{:032x}", rand::random::<u128>());
+                    }
                     return Err(error.to_string());
                 }
             }
         }
+    }
+
+    /// Whether somebody else has made a key since `seen`, and goes first. IAM is
+    /// no lock where the user had no key, as when replicas start for the first
+    /// time; a second key would be in the way until it is an orphan.
+    async fn is_late(&self, id: &str, seen: &Observed) -> bool {
+        let Ok((held, keys)) = self.look().await else { return false };
+        let moved = held.current.map(|v| v.id) != seen.current.as_ref().map(|label| label.version.clone());
+        let rank = |key: &KeyFacts| (key.created, key.id.clone());
+        let mine = keys.iter().find(|key| key.id == id).map(rank);
+        let others = keys.iter().filter(|key| seen.keys.iter().all(|before| before.id != key.id));
+        moved || held.pending.is_some() || mine.is_some_and(|mine| others.map(rank).any(|other| other < mine))
     }
 
     /// Whether S3 accepts the pending key by now.

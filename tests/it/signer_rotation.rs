@@ -9,7 +9,7 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use fileaccess::config::BucketSettings;
 use fileaccess::error::Error;
-use fileaccess::issuer::{Iam, KeyIssuer, Status};
+use fileaccess::issuer::{Iam, IssuerError, KeyFacts, KeyIssuer, Status};
 use fileaccess::object::{Lifetime, ObjectKey};
 use fileaccess::rotation::driver::{Done, Driver, Pace, SignerRotation};
 use fileaccess::rotation::plan::Goal;
@@ -31,6 +31,9 @@ pub fn cases() -> Vec<Case> {
         whoever_looks_next_goes_on_after_a_crash,
         a_key_lost_between_iam_and_the_vault_is_cleaned_up,
         keys_of_somebody_else_are_named_and_left_alone,
+        what_is_urgent_ends_an_earlier_rotation_too,
+        a_request_that_comes_again_later_is_another_rotation,
+        replicas_that_start_at_once_make_one_key,
     ]
 }
 
@@ -89,7 +92,11 @@ impl Scene {
 
     /// Carries out `goal`, with a version id of its own.
     async fn drive(&self, goal: &Goal) -> Result<Option<SignerRotation>, Error> {
-        self.driver().drive(goal, &version(), &watch::channel(Vec::new()).0).await
+        self.drive_as(goal, &version()).await
+    }
+
+    async fn drive_as(&self, goal: &Goal, version: &str) -> Result<Option<SignerRotation>, Error> {
+        self.driver().drive(goal, version, &watch::channel(Vec::new()).0).await
     }
 
     /// The key that signs, made if need be, and a URL that it has signed.
@@ -244,4 +251,85 @@ async fn keys_of_somebody_else_are_named_and_left_alone(backend: Backend) {
     theirs.sort();
     assert_eq!((user, keys), (scene.user.clone(), theirs));
     assert_eq!(scene.issuer.list(&scene.user).await.unwrap().len(), 2);
+}
+
+async fn what_is_urgent_ends_an_earlier_rotation_too(backend: Backend) {
+    let scene = Scene::new(backend).await;
+    let (first, first_url) = scene.current().await;
+    let (tell, mut told) = watch::channel(Vec::new());
+    let (goal, driver, id) = (replace(&first, false), scene.driver(), version());
+    let rotating = tokio::spawn(async move { driver.drive(&goal, &id, &tell).await });
+    told.wait_for(|steps: &Vec<Done>| names(steps).contains(&"promoted")).await.unwrap();
+    rotating.abort();
+    let _ = rotating.await;
+    // The first key waits for its lease when the second one is to end at once.
+    let second = scene.vault.read().await.unwrap().current.unwrap().key;
+    let second_url = scene.url(&second).await;
+    assert_eq!((scene.fetch(&first_url).await, scene.fetch(&second_url).await), (200, 200));
+    let rotation = scene.drive(&replace(&second, true)).await.unwrap().expect("a rotation");
+    let steps: Vec<_> = rotation.steps.iter().map(|done| (done.step, done.key.as_str())).collect();
+    let (one, two, three) = (first.access_key_id(), second.access_key_id(), rotation.new_key.as_str());
+    assert_eq!(steps[..4], [("deactivated", two), ("deactivated", one), ("refused", one), ("deleted", one)]);
+    assert_eq!(steps[4..7], [("created", three), ("accepted", three), ("promoted", three)]);
+    assert_eq!(steps[7..], [("refused", two), ("deleted", two)]);
+    assert!(rotation.confirmed_at > rotation.steps[6].at, "confirmed by the refusal of another key");
+    scene.is_clean(&first, &first_url).await;
+    scene.is_clean(&second, &second_url).await;
+}
+
+async fn a_request_that_comes_again_later_is_another_rotation(backend: Backend) {
+    let scene = Scene::new(backend).await;
+    let (again, other) = (version(), version());
+    for id in [&again, &other, &again] {
+        let (old, url) = scene.current().await;
+        let goal = replace(&old, true);
+        let rotating = scene.drive_as(&goal, id);
+        let rotated = tokio::time::timeout(Duration::from_secs(30), rotating).await.expect("it ends");
+        rotated.unwrap().expect("a rotation");
+        scene.is_clean(&old, &url).await;
+    }
+}
+
+/// An issuer whose first answer comes only when the other driver asks too.
+#[derive(Debug)]
+struct Together(Arc<dyn KeyIssuer>, Arc<tokio::sync::Barrier>, std::sync::Once);
+
+#[tonic::async_trait]
+impl KeyIssuer for Together {
+    async fn list(&self, user: &str) -> Result<Vec<KeyFacts>, IssuerError> {
+        let listed = self.0.list(user).await;
+        let mut first = false;
+        self.2.call_once(|| first = true);
+        if first {
+            self.1.wait().await;
+        }
+        listed
+    }
+    async fn create(&self, user: &str) -> Result<Credentials, IssuerError> {
+        self.0.create(user).await
+    }
+    async fn set_status(&self, user: &str, id: &str, status: Status) -> Result<(), IssuerError> {
+        self.0.set_status(user, id, status).await
+    }
+    async fn delete(&self, user: &str, id: &str) -> Result<(), IssuerError> {
+        self.0.delete(user, id).await
+    }
+}
+
+async fn replicas_that_start_at_once_make_one_key(backend: Backend) {
+    let scene = Scene::new(backend).await;
+    let both = Arc::new(tokio::sync::Barrier::new(2));
+    let driver = || Driver {
+        issuer: Arc::new(Together(Arc::clone(&scene.issuer), Arc::clone(&both), std::sync::Once::new())),
+        pace: Pace { orphan_age: Duration::from_hours(1), ..PACE },
+        ..scene.driver()
+    };
+    let (one, two, progress) = (driver(), driver(), watch::channel(Vec::new()).0);
+    let (of_one, of_two) = (version(), version());
+    let (one, two) =
+        tokio::join!(one.drive(&Goal::Finish, &of_one, &progress), two.drive(&Goal::Finish, &of_two, &progress));
+    assert!(one.unwrap().is_none() && two.unwrap().is_none());
+    let current = scene.vault.read().await.unwrap().current.expect("a current key").key;
+    let keys = scene.issuer.list(&scene.user).await.unwrap();
+    assert_eq!(keys.iter().map(|key| key.id.as_str()).collect::<Vec<_>>(), [current.access_key_id()]);
 }
