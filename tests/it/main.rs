@@ -9,6 +9,8 @@ mod binary;
 mod callers;
 mod certificates;
 mod contract;
+mod delays;
+mod fleet;
 mod grants;
 mod hostile;
 mod inspect;
@@ -17,7 +19,9 @@ mod localstack;
 mod object_rotation;
 mod operate;
 mod outside;
+mod puppet;
 mod refusals;
+mod replicas;
 mod revoke;
 mod service;
 mod sidecar;
@@ -47,6 +51,9 @@ macro_rules! cases {
 pub(crate) use cases;
 
 fn main() {
+    if let Some(config) = std::env::var_os(puppet::CONFIG) {
+        return puppet::run(&config);
+    }
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
     let local = if arguments.list { Ok(()) } else { localstack::shared().map(|_| ()) };
@@ -78,7 +85,7 @@ fn main() {
     {
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
     }
-    for (name, case) in vaults::cases() {
+    for (name, case) in vaults::cases().into_iter().chain(replicas::cases()).chain(delays::cases()) {
         trials.push(trial(name, move || case(Backend::LocalStack), local.is_ok()));
     }
     for (name, case) in service::cases()

@@ -8,6 +8,7 @@ use fileaccess::pb::presign_request::Operation;
 use fileaccess::pb::revoke_request::Target;
 use fileaccess::pb::revoke_response::Outcome;
 
+use crate::fleet::Proxy;
 use crate::service::{fields, reason};
 use crate::stage::{Backend, Stage, download};
 use crate::{Case, cases};
@@ -207,41 +208,14 @@ async fn a_leaked_url_ends_its_signer_at_once(backend: Backend) {
     );
 }
 
-/// Forwards one port to another until it is stopped.
-struct Proxy(tokio::task::JoinSet<()>);
-
-impl Proxy {
-    fn start(listener: tokio::net::TcpListener, to: String) -> Self {
-        let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(async move {
-            // The connections end with this task.
-            let mut connections = tokio::task::JoinSet::new();
-            while let Ok((mut near, _)) = listener.accept().await {
-                let to = to.clone();
-                connections.spawn(async move {
-                    let mut far = tokio::net::TcpStream::connect(to).await.expect("a peer");
-                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-                });
-            }
-        });
-        Self(tasks)
-    }
-
-    async fn stop(mut self) {
-        self.0.shutdown().await;
-    }
-}
-
 async fn no_url_is_signed_after_the_lease(backend: Backend) {
-    let to = crate::localstack::shared().unwrap().endpoint.trim_start_matches("http://").to_owned();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let proxy = Proxy::start(listener, to.clone());
-    let stage = Stage::with(backend, &managed(&format!(", endpoint = 'http://{address}'")), None).await;
+    let to = &crate::localstack::shared().unwrap().endpoint;
+    let proxy = Proxy::start(to).await;
+    let stage = Stage::with(backend, &managed(&format!(", endpoint = '{}'", proxy.endpoint)), None).await;
     let ask = crate::stage::ask("tenant/a", download());
     stage.try_presign(ask.clone()).await.unwrap();
 
-    proxy.stop().await;
+    let address = proxy.stop().await;
     let stopped = Instant::now();
     let status = loop {
         match stage.try_presign(ask.clone()).await {
@@ -253,7 +227,7 @@ async fn no_url_is_signed_after_the_lease(backend: Backend) {
     assert!(stopped.elapsed() > Duration::from_millis(500), "it may sign until then");
     // The others go on, and it comes back by itself.
     stage.presign("other", download()).await;
-    let _proxy = Proxy::start(tokio::net::TcpListener::bind(address).await.unwrap(), to);
+    let _proxy = Proxy::on(&address, to).await;
     let back = async { while stage.try_presign(ask.clone()).await.is_err() {} };
     tokio::time::timeout(Duration::from_secs(20), back).await.expect("it recovers");
 }
