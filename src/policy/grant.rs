@@ -169,6 +169,15 @@ pub enum Segment {
     Stem(String),
 }
 
+impl fmt::Display for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(segment) => f.write_str(segment),
+            Self::Stem(stem) => write!(f, "{stem}*"),
+        }
+    }
+}
+
 /// The scheme of SPIFFE IDs.
 /// <https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md>
 const SPIFFE: &str = "spiffe://";
@@ -250,11 +259,7 @@ impl fmt::Display for CallerPattern {
             Self::Exact(caller) => f.write_str(caller),
             Self::Segments(pattern) => {
                 for (n, segment) in pattern.iter().enumerate() {
-                    f.write_str(if n == 0 { SPIFFE } else { "/" })?;
-                    match segment {
-                        Segment::Exact(part) => f.write_str(part)?,
-                        Segment::Stem(stem) => write!(f, "{stem}*")?,
-                    }
+                    write!(f, "{}{segment}", if n == 0 { SPIFFE } else { "/" })?;
                 }
                 Ok(())
             }
@@ -263,7 +268,7 @@ impl fmt::Display for CallerPattern {
 }
 
 /// What a prefix may take from a caller's SPIFFE ID.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Variable {
     /// The last segment of the path.
     Name,
@@ -314,7 +319,7 @@ impl fmt::Display for Variable {
 ///
 /// INVARIANT: `/` follows each variable. No value of one has a `/`, so that no
 /// caller's prefix is the beginning of another's.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PrefixTemplate {
     /// What stands before the first variable.
     stem: String,
@@ -378,7 +383,7 @@ impl PrefixTemplate {
         left.is_some()
     }
 
-    fn variables(&self) -> impl Iterator<Item = &Variable> {
+    pub(super) fn variables(&self) -> impl Iterator<Item = &Variable> {
         self.rest.iter().map(|(variable, _)| variable)
     }
 }

@@ -2,32 +2,53 @@
 //! not searched for.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use super::grant::{Action, CallerPattern, GrantSettings, Segment, segments};
+use super::grant::{Action, CallerPattern, GrantSettings, PrefixTemplate, Segment, segments};
 use crate::error::Violation;
 use crate::object::{BucketName, Lifetime, PrefixMap};
 use crate::ops::upload::Upload;
 
 /// All grants. A look-up goes by the caller, then by the bucket, then by the
 /// prefix; only grants that have all three in common, templates apart, are
-/// looked at one by one.
+/// looked at one by one. What a look-up costs is waiting for memory, so it is
+/// kept to few places.
 #[derive(Debug, Default)]
 pub struct Grants {
-    exact: HashMap<Box<str>, Buckets>,
+    buckets: HashMap<BucketName, u32>,
+    exact: HashMap<Box<str>, Given>,
     patterns: Node,
     count: usize,
 }
 
-/// What one caller pattern is granted.
-type Buckets = HashMap<BucketName, PrefixMap<Vec<GrantSettings>>>;
+/// What one caller pattern is granted, by the number of the bucket.
+type Given = Vec<(u32, PrefixMap<Vec<Rule>>)>;
+
+/// A grant, with what most look-ups need of it at hand.
+#[derive(Debug)]
+struct Rule {
+    /// One bit for each action.
+    actions: u16,
+    /// Its prefix, if that depends on the caller.
+    template: Option<Arc<PrefixTemplate>>,
+    max_ttl: Option<Lifetime>,
+    grant: Box<GrantSettings>,
+}
 
 /// SPIFFE IDs by their segments.
-#[derive(Debug, Default)]
-struct Node {
-    /// For those that end here.
-    here: Buckets,
-    exact: HashMap<Box<str>, Node>,
-    stems: PrefixMap<Node>,
+#[derive(Debug)]
+enum Node {
+    /// All that is left fits one pattern, as it is written: a segment of it that
+    /// ends in `*` is a stem.
+    Tail(Option<Box<str>>, Given),
+    /// Several patterns part here.
+    Fork { here: Given, exact: HashMap<Box<str>, Node>, stems: PrefixMap<Node> },
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self::Tail(None, Vec::new())
+    }
 }
 
 /// What is looked up: may this caller do this, to what begins with this?
@@ -74,16 +95,27 @@ impl Grants {
     /// Compiles them.
     #[must_use]
     pub fn compile(grants: &[GrantSettings]) -> Self {
-        let mut exact: HashMap<&str, Vec<&GrantSettings>> = HashMap::new();
+        let mut buckets = HashMap::new();
+        let mut exact: HashMap<&str, Vec<Granted>> = HashMap::new();
         let mut patterns = Vec::new();
+        let mut templates = HashMap::new();
         for grant in grants {
+            let next = u32::try_from(buckets.len()).unwrap_or(u32::MAX);
+            let bucket = *buckets.entry(grant.bucket.clone()).or_insert(next);
+            // Few templates serve many grants, and are then at hand in the caches.
+            let template =
+                grant.prefix.variables().next().map(|_| {
+                    Arc::clone(templates.entry(&grant.prefix).or_insert_with(|| Arc::new(grant.prefix.clone())))
+                });
+            let granted = (bucket, grant, template);
             match &grant.caller {
-                CallerPattern::Exact(caller) => exact.entry(caller).or_default().push(grant),
-                CallerPattern::Segments(segments) => patterns.push((segments.as_slice(), grant)),
+                CallerPattern::Exact(caller) => exact.entry(caller).or_default().push(granted),
+                CallerPattern::Segments(segments) => patterns.push((segments.as_slice(), granted)),
             }
         }
         Self {
-            exact: exact.into_iter().map(|(caller, grants)| (caller.into(), buckets(grants))).collect(),
+            buckets,
+            exact: exact.into_iter().map(|(caller, granted)| (caller.into(), given(&granted))).collect(),
             patterns: Node::compile(patterns),
             count: grants.len(),
         }
@@ -99,19 +131,23 @@ impl Grants {
     #[must_use]
     pub fn judge(&self, question: &Question<'_>) -> Verdict {
         let mut verdict = Verdict::NotGranted;
-        let mut weigh = |buckets: &Buckets| {
-            let Some(prefixes) = buckets.get(question.bucket) else { return };
-            for grant in prefixes.covering(question.key).flatten() {
-                if grant.actions.contains(&question.action) && grant.prefix.covers(question.key, question.caller) {
+        let Some(bucket) = self.buckets.get(question.bucket) else { return verdict };
+        let action = bit(question.action);
+        let covers = |template: Option<&PrefixTemplate>| {
+            template.is_none_or(|template| template.covers(question.key, question.caller))
+        };
+        let mut weigh = |given: &Given| {
+            let Some((_, prefixes)) = given.iter().find(|(number, _)| number == bucket) else { return };
+            for Rule { actions, template, max_ttl, grant } in prefixes.covering(question.key).flatten() {
+                if actions & action != 0 && covers(template.as_deref()) {
                     let lacks = question.upload.map(|upload| grant.lacks(upload)).unwrap_or_default();
-                    let this =
-                        if lacks.is_empty() { Verdict::Granted(grant.max_ttl) } else { Verdict::OverCeiling(lacks) };
+                    let this = if lacks.is_empty() { Verdict::Granted(*max_ttl) } else { Verdict::OverCeiling(lacks) };
                     verdict = std::mem::replace(&mut verdict, Verdict::NotGranted).or(this);
                 }
             }
         };
-        if let Some(buckets) = self.exact.get(question.caller) {
-            weigh(buckets);
+        if let Some(given) = self.exact.get(question.caller) {
+            weigh(given);
         }
         if let Some(segments) = segments(question.caller) {
             self.patterns.visit(segments, &mut weigh);
@@ -120,46 +156,80 @@ impl Grants {
     }
 }
 
+/// A grant, the number of its bucket, and its prefix if that depends on the
+/// caller.
+type Granted<'a> = (u32, &'a GrantSettings, Option<Arc<PrefixTemplate>>);
+
 impl Node {
-    fn compile(patterns: Vec<(&[Segment], &GrantSettings)>) -> Self {
+    fn compile(patterns: Vec<(&[Segment], Granted<'_>)>) -> Self {
+        let first = patterns.first().map(|(segments, _)| *segments).unwrap_or_default();
+        if patterns.iter().all(|(segments, _)| *segments == first) {
+            let granted: Vec<_> = patterns.into_iter().map(|(_, granted)| granted).collect();
+            let tail: Vec<_> = first.iter().map(Segment::to_string).collect();
+            return Self::Tail((!tail.is_empty()).then(|| tail.join("/").into()), given(&granted));
+        }
         let (mut here, mut exact, mut stems) = (Vec::new(), HashMap::new(), BTreeMap::new());
-        for (segments, grant) in patterns {
+        for (segments, granted) in patterns {
             match segments.split_first() {
-                None => here.push(grant),
+                None => here.push(granted),
                 Some((Segment::Exact(segment), rest)) => {
-                    exact.entry(segment.as_str()).or_insert_with(Vec::new).push((rest, grant));
+                    exact.entry(segment.as_str()).or_insert_with(Vec::new).push((rest, granted));
                 }
                 Some((Segment::Stem(stem), rest)) => {
-                    stems.entry(stem.as_str()).or_insert_with(Vec::new).push((rest, grant));
+                    stems.entry(stem.as_str()).or_insert_with(Vec::new).push((rest, granted));
                 }
             }
         }
-        Self {
-            here: buckets(here),
+        Self::Fork {
+            here: given(&here),
             exact: exact.into_iter().map(|(segment, rest)| (segment.into(), Self::compile(rest))).collect(),
             stems: stems.into_iter().map(|(stem, rest)| (stem, Self::compile(rest))).collect(),
         }
     }
 
     /// Shows what all patterns grant that the segments fit.
-    fn visit<'a>(&self, mut segments: impl Iterator<Item = &'a str> + Clone, weigh: &mut impl FnMut(&Buckets)) {
-        let Some(segment) = segments.next() else { return weigh(&self.here) };
-        if let Some(node) = self.exact.get(segment) {
-            node.visit(segments.clone(), weigh);
-        }
-        if !segment.is_empty() {
-            for node in self.stems.covering(segment) {
-                node.visit(segments.clone(), weigh);
+    fn visit<'a>(&self, mut segments: impl Iterator<Item = &'a str> + Clone, weigh: &mut impl FnMut(&Given)) {
+        match self {
+            Self::Tail(tail, given) => {
+                let mut tail = tail.iter().flat_map(|tail| tail.split('/'));
+                let fit = tail.all(|pattern| segments.next().is_some_and(|segment| fits(pattern, segment)));
+                if fit && segments.next().is_none() {
+                    weigh(given);
+                }
+            }
+            Self::Fork { here, exact, stems } => {
+                let Some(segment) = segments.next() else { return weigh(here) };
+                if let Some(node) = exact.get(segment) {
+                    node.visit(segments.clone(), weigh);
+                }
+                if !segment.is_empty() {
+                    for node in stems.covering(segment) {
+                        node.visit(segments.clone(), weigh);
+                    }
+                }
             }
         }
     }
 }
 
-fn buckets(grants: Vec<&GrantSettings>) -> Buckets {
-    let mut sorted: HashMap<BucketName, BTreeMap<&str, Vec<GrantSettings>>> = HashMap::new();
-    for grant in grants {
-        let prefixes = sorted.entry(grant.bucket.clone()).or_default();
-        prefixes.entry(grant.prefix.stem()).or_default().push(grant.clone());
+fn fits(pattern: &str, segment: &str) -> bool {
+    pattern.strip_suffix('*').map_or(pattern == segment, |stem| !segment.is_empty() && segment.starts_with(stem))
+}
+
+fn given(granted: &[Granted<'_>]) -> Given {
+    let mut sorted: BTreeMap<u32, BTreeMap<&str, Vec<Rule>>> = BTreeMap::new();
+    for (bucket, grant, template) in granted {
+        let rule = Rule {
+            actions: grant.actions.iter().fold(0, |all, action| all | bit(*action)),
+            template: template.clone(),
+            max_ttl: grant.max_ttl,
+            grant: Box::new((*grant).clone()),
+        };
+        sorted.entry(*bucket).or_default().entry(grant.prefix.stem()).or_default().push(rule);
     }
     sorted.into_iter().map(|(bucket, prefixes)| (bucket, prefixes.into_iter().collect())).collect()
+}
+
+fn bit(action: Action) -> u16 {
+    1 << action as u16
 }
