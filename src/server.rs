@@ -353,7 +353,14 @@ impl Lane {
         let peer = Arc::new(peer);
         let service = hyper::service::service_fn(|request: Request<Incoming>| {
             let (services, peer) = (Arc::clone(&self.services), Arc::clone(&peer));
-            async move { Ok::<_, Infallible>(services.call(&peer, request).await) }
+            // Here and not below: calls that wait for their first turn are calls too.
+            let room = services.room(&request);
+            async move {
+                Ok::<_, Infallible>(match room {
+                    Ok(_room) => services.call(&peer, request).await,
+                    Err(overloaded) => Status::from(overloaded).into_http(),
+                })
+            }
         });
         if let Err(error) = watcher.watch(self.http.serve_connection(TokioIo::new(stream), service)).await {
             tracing::debug!(%error, "connection ended");
@@ -370,6 +377,8 @@ struct Services {
     health: HealthServer<HealthService>,
     reflection: Boxed,
     reflection_alpha: Boxed,
+    /// Room for calls of the API, on all connections.
+    room: Arc<Semaphore>,
     deadline: Duration,
     request_bytes: usize,
 }
@@ -391,9 +400,19 @@ impl Services {
             health: HealthServer::new(HealthService::from_health_reporter(health.clone())),
             reflection: Boxed::new(reflection().build_v1().map_err(io::Error::other)?),
             reflection_alpha: Boxed::new(reflection().build_v1alpha().map_err(io::Error::other)?),
+            room: Arc::new(Semaphore::new(app.limits.calls)),
             deadline: app.limits.deadline,
             request_bytes: app.limits.request_bytes,
         })
+    }
+
+    /// Room for a call, so that those that are served are served in time. Health
+    /// is always answered.
+    fn room(&self, request: &Request<Incoming>) -> Result<Option<OwnedSemaphorePermit>, Error> {
+        if service_of(request) != Some(<FileAccessServer<Api> as NamedService>::NAME) {
+            return Ok(None);
+        }
+        Arc::clone(&self.room).try_acquire_owned().map(Some).map_err(|_| Error::Overloaded)
     }
 
     async fn call(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
@@ -402,7 +421,7 @@ impl Services {
                 Ok(response) => response,
             }
         }
-        match request.uri().path().split('/').nth(1) {
+        match service_of(&request) {
             Some(<FileAccessServer<Api> as NamedService>::NAME) => self.call_api(peer, request).await,
             Some(<HealthServer<HealthService> as NamedService>::NAME) => get(self.health.clone().call(request).await),
             Some(REFLECTION) => get(self.reflection.clone().call(request).await),
@@ -466,6 +485,10 @@ impl fmt::Display for Told<'_> {
         let mut printable = self.0.as_bytes().iter().take(128).filter(|b| b.is_ascii_graphic());
         printable.try_for_each(|b| f.write_char(char::from(*b)))
     }
+}
+
+fn service_of(request: &Request<Incoming>) -> Option<&str> {
+    request.uri().path().split('/').nth(1)
 }
 
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";

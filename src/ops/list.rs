@@ -64,8 +64,10 @@ pub async fn list(app: &App, permit: Permit<Ask>, now: SystemTime) -> Result<Pag
                 let operation = Operation::Download(Download::default());
                 let item = presign::Ask { bucket: ask.bucket.clone(), key, ttl: Some(ttl), operation };
                 // Listed, but not granted to be downloaded: without a URL.
-                match app.policy.authorize(permit.caller().clone(), item.clone()) {
-                    Ok(_) => Some(presign::issue(app, permit.caller().clone(), item, now).await?),
+                let asked = (&item).into();
+                let judged = app.policy.authorize(permit.caller().clone(), item);
+                match judged {
+                    Ok(_) => Some(presign::issue_judged(app, permit.caller().clone(), asked, judged, now).await?),
                     Err(_) => None,
                 }
             }

@@ -11,6 +11,7 @@ use super::download::Download;
 use super::head::Head;
 use super::upload::Upload;
 use crate::app::App;
+use crate::audit::Asked;
 use crate::caller::Caller;
 use crate::error::Error;
 use crate::object::{BucketName, Lifetime, ObjectKey};
@@ -100,10 +101,26 @@ pub struct Presigned {
 /// [`Error::NotGranted`], [`Error::OverCeiling`], [`Error::RateLimited`],
 /// [`Error::AuditFull`], and those of [`presign`].
 pub async fn issue(app: &App, caller: Caller, ask: Ask, now: SystemTime) -> Result<Presigned, Error> {
-    let mut entry = app.audit.open(caller.clone(), (&ask).into(), now).await?;
+    let asked = Asked::from(&ask);
+    let judged = app.policy.authorize(caller.clone(), ask);
+    issue_judged(app, caller, asked, judged, now).await
+}
+
+/// The same, for who has been judged already.
+///
+/// # Errors
+/// As [`issue`].
+pub async fn issue_judged(
+    app: &App,
+    caller: Caller,
+    asked: Asked,
+    judged: Result<Permit<Ask>, Error>,
+    now: SystemTime,
+) -> Result<Presigned, Error> {
+    let mut entry = app.audit.open(caller.clone(), asked, now).await?;
     let ended = async {
         app.urls.take(&caller)?;
-        presign(app, app.policy.authorize(caller, ask)?, now).await
+        presign(app, judged?, now).await
     };
     let ended = ended.await;
     if let Ok(presigned) = &ended {

@@ -21,6 +21,7 @@ pub fn cases() -> Vec<Case> {
         what_dev_prints_can_be_pasted,
         serve_refuses_what_is_wrong_by_its_path,
         serve_drains_on_sigterm_and_keeps_secrets_out_of_its_log,
+        serve_sheds_what_is_too_much_and_stays_healthy,
         serve_listens_on_a_unix_socket,
         serve_takes_keys_from_the_chain_and_from_a_profile,
         serve_takes_up_new_grants_and_keeps_the_old_if_they_are_wrong,
@@ -227,6 +228,41 @@ async fn serve_drains_on_sigterm_and_keeps_secrets_out_of_its_log(_: Backend) {
     for secret in [signature, "hush-hush-secret"] {
         assert!(!log.contains(secret), "a secret is in the log: {log}");
     }
+}
+
+async fn serve_sheds_what_is_too_much_and_stays_healthy(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let address = free_port().await;
+    // A store that accepts, and does not answer.
+    let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let text = settings(&address, &format!("http://{}", slow.local_addr().unwrap()));
+    let text = text.replace("drain = '1s'", "drain = '0s'\ngrace = '0s'\ncalls = 2");
+    let mut service = Running::start(serve(folder.path(), &text, &[]));
+    service.logged("listening");
+    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    let api = FileAccessClient::new(channel.clone());
+    let list = || {
+        let mut api = api.clone();
+        let request = pb::ListRequest { bucket: "files".into(), ..pb::ListRequest::default() };
+        tokio::spawn(async move { api.list(request).await })
+    };
+    let waiting = [list(), list()];
+    // Each has come as far as the store.
+    let _held = [slow.accept().await.unwrap(), slow.accept().await.unwrap()];
+    let begun = std::time::Instant::now();
+    let status = list().await.unwrap().unwrap_err();
+    assert_eq!(crate::service::reason(&status), (tonic::Code::ResourceExhausted, "OVERLOADED".into()));
+    assert!(tonic_types::StatusExt::get_error_details(&status).retry_info().is_some());
+    assert!(begun.elapsed() < std::time::Duration::from_secs(1), "at once");
+    let health = HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(health.status(), ServingStatus::Serving);
+    // Who gives up makes room.
+    for call in waiting {
+        call.abort();
+        let _ = call.await;
+    }
+    let served = async { while api.clone().presign(ask("k", download())).await.is_err() {} };
+    tokio::time::timeout(std::time::Duration::from_secs(5), served).await.expect("there is room again");
 }
 
 async fn serve_listens_on_a_unix_socket(_: Backend) {
