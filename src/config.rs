@@ -384,7 +384,7 @@ impl Default for RotationSettings {
             refresh: Duration::from_secs(5),
             lease: Duration::from_secs(15),
             reconcile: Duration::from_mins(1),
-            orphan_age: Duration::from_mins(5),
+            orphan_age: Duration::from_mins(1),
             poll: Duration::from_secs(1),
         }
     }

@@ -340,6 +340,17 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_explains_every_reason() {
+        let readme = include_str!("../README.md");
+        let reasons: Vec<_> = (1..1000).filter_map(|n| ErrorReason::try_from(n).ok()).collect();
+        assert!(reasons.len() > 20);
+        for reason in reasons {
+            let name = reason.as_str_name().trim_start_matches("ERROR_REASON_");
+            assert_eq!(readme.matches(&format!("\n| `{name}` | `")).count(), 1, "{name}");
+        }
+    }
+
+    #[test]
     fn an_item_of_a_batch_has_the_details_of_the_call() {
         let item = tonic_types::Status::from(Error::UnknownBucket("x".into()));
         assert_eq!(item.code, Code::NotFound as i32);
