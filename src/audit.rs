@@ -474,6 +474,9 @@ impl<'a> Line<'a> {
                 line.ttl = ask.ttl.map(crate::object::Lifetime::seconds);
                 line.constraints = Some(constraints(&ask.operation)).filter(|c| *c != Constraints::default());
                 if let Some(issued) = issued {
+                    // What was given, which the grant or the key may have cut short.
+                    let life = issued.expires_at.duration_since(record.time).unwrap_or_default();
+                    line.ttl = u32::try_from(life.as_millis().div_ceil(1000)).ok();
                     line.signer = Some(&issued.signer.name);
                     line.generation = Some(issued.key.generation);
                     line.access_key_id = Some(issued.key.credentials.access_key_id());

@@ -25,6 +25,7 @@ pub fn cases() -> Vec<Case> {
         a_sidecar_behind_a_unix_socket_is_known_by_its_user,
         what_came_along_is_logged_within_bounds,
         certificates_name_the_caller,
+        the_command_line_shows_a_certificate_or_uses_a_socket,
         who_has_no_good_certificate_gets_no_connection,
         silent_peers_hold_up_nobody,
         tls_files_are_taken_up_under_load_without_a_failed_call,
@@ -202,6 +203,32 @@ async fn certificates_name_the_caller(_: Backend) {
     }
     let forged = format!("URI={BILLING}");
     assert_eq!(refusal(&orders, &[(XFCC, &forged)]).await, unauthenticated("UNREADABLE_CALLER"));
+}
+
+async fn the_command_line_shows_a_certificate_or_uses_a_socket(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = Authority::new("mesh");
+    let settings = tls_settings(folder.path(), &mesh.issue(&[SERVER, "localhost"]), &mesh.pem());
+    let service = Service::start(folder.path(), "127.0.0.1:0", &settings).await;
+    mesh.issue(&[ORDERS]).write(folder.path(), "orders");
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let server = format!("https://localhost:{}", service.address.rsplit(':').next().unwrap());
+    let (ca, certificate, key) = (file("clients.crt"), file("orders.crt"), file("orders.key"));
+    let signers = |more: &[&str]| {
+        let output = binary::fileaccess(&[&["signers", "--server"], more].concat()).output().unwrap();
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let (code, said) = signers(&[&server, "--ca", &ca, "--certificate", &certificate, "--key", &key]);
+    assert!(code == Some(0) && said.contains("signer          main"), "{said}");
+    let (code, said) = signers(&[&server, "--ca", &ca]);
+    assert!(code == Some(1) && said.contains("can't be reached"), "{said}");
+    assert_eq!(signers(&[&server]).0, Some(64), "nobody to trust");
+
+    let there = tempfile::tempdir().unwrap();
+    let socket = format!("unix:{}/fa.sock", there.path().display());
+    let _service = Service::start(there.path(), &socket, "").await;
+    let (code, said) = signers(&[&socket]);
+    assert!(code == Some(0) && said.contains("signer          main"), "{said}");
 }
 
 async fn who_has_no_good_certificate_gets_no_connection(_: Backend) {
