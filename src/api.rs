@@ -10,7 +10,9 @@ use crate::app::App;
 use crate::audit::Asked;
 use crate::caller::Caller;
 use crate::error::Error;
-use crate::ops::{inspect, list, presign, revoke, signers, stat};
+use crate::ops::{
+    abort_upload, complete_upload, inspect, list, list_parts, presign, revoke, sign_parts, signers, start_upload, stat,
+};
 use crate::pb;
 use crate::pb::file_access_server::FileAccess;
 use crate::signer::url::SignedUrl;
@@ -65,6 +67,67 @@ impl FileAccess for Api {
             results.push(result.into());
         }
         Ok(Response::new(pb::BatchPresignResponse { results }))
+    }
+
+    async fn start_upload(&self, request: Request<pb::StartUploadRequest>) -> Answer<pb::StartUploadResponse> {
+        let (app, now) = (&self.0, SystemTime::now());
+        let caller = self.caller(&request)?;
+        let ask = start_upload::Ask::try_from(request.into_inner())?;
+        let mut entry = app.audit.open(caller.clone(), (&ask).into(), now).await?;
+        let started = async { start_upload::start(app, app.policy.authorize(caller, ask)?, now).await }.await;
+        if let Ok(started) = &started {
+            entry.started(&started.session);
+        }
+        entry.close(&started);
+        Ok(Response::new(started?.into()))
+    }
+
+    async fn sign_parts(&self, request: Request<pb::SignPartsRequest>) -> Answer<pb::SignPartsResponse> {
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        let session = self.0.tokens.open(&request.upload_token, &caller)?;
+        let ask = wire::parse_sign_parts(request, &session)?;
+        let signed = self.recorded(&caller, Asked::of_upload("sign_parts", &session), async {
+            let permit = self.0.policy.authorize(caller.clone(), ask)?;
+            sign_parts::sign(&self.0, permit, SystemTime::now()).await
+        });
+        Ok(Response::new(signed.await?.into()))
+    }
+
+    async fn list_parts(&self, request: Request<pb::ListPartsRequest>) -> Answer<pb::ListPartsResponse> {
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        let session = self.0.tokens.open(&request.upload_token, &caller)?;
+        let ask = wire::parse_list_parts(&request, &session)?;
+        let page = self.recorded(&caller, Asked::of_upload("list_parts", &session), async {
+            let permit = self.0.policy.authorize(caller.clone(), ask)?;
+            list_parts::list(&self.0, permit, SystemTime::now()).await
+        });
+        Ok(Response::new(page.await?.into()))
+    }
+
+    async fn complete_upload(&self, request: Request<pb::CompleteUploadRequest>) -> Answer<pb::CompleteUploadResponse> {
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        let session = self.0.tokens.open(&request.upload_token, &caller)?;
+        let ask = wire::parse_complete_upload(request, &session)?;
+        let made = self.recorded(&caller, Asked::of_upload("complete_upload", &session), async {
+            let permit = self.0.policy.authorize(caller.clone(), ask)?;
+            complete_upload::complete(&self.0, permit, SystemTime::now()).await
+        });
+        Ok(Response::new(made.await?.into()))
+    }
+
+    async fn abort_upload(&self, request: Request<pb::AbortUploadRequest>) -> Answer<pb::AbortUploadResponse> {
+        let caller = self.caller(&request)?;
+        let session = self.0.tokens.open(&request.into_inner().upload_token, &caller)?;
+        let aborted = self.recorded(&caller, Asked::of_upload("abort_upload", &session), async {
+            let permit =
+                self.0.policy.authorize(caller.clone(), abort_upload::Ask { session: Arc::clone(&session) })?;
+            abort_upload::abort(&self.0, permit).await
+        });
+        aborted.await?;
+        Ok(Response::new(pb::AbortUploadResponse {}))
     }
 
     async fn list(&self, request: Request<pb::ListRequest>) -> Answer<pb::ListResponse> {

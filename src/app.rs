@@ -17,6 +17,7 @@ use crate::config::{
 use crate::error::Error;
 use crate::issuer::{Iam, KeyIssuer};
 use crate::object::{BucketName, Lifetime, ObjectKey, PrefixMap};
+use crate::ops::upload_token::TokenKey;
 use crate::policy::Policy;
 use crate::rotation::driver::{Driver, Pace};
 use crate::rotation::flight::Flights;
@@ -51,6 +52,8 @@ pub struct App {
     pub urls: Throttle,
     /// Where it is written down who was given what.
     pub audit: Audit,
+    /// Authenticates the tokens of uploads.
+    pub tokens: TokenKey,
     /// Hears of every change of a signer's key.
     pub changed: watch::Receiver<()>,
     /// The object rotations under way, by bucket, key and request id.
@@ -76,6 +79,8 @@ pub struct Sources {
     pub identity: SharedCredentialsProvider,
     /// The signers' keys, by the signer's name.
     pub signers: BTreeMap<String, KeySource>,
+    /// What authenticates the tokens of uploads: the same on all replicas.
+    pub tokens: TokenKey,
 }
 
 /// Where a signer's key comes from.
@@ -115,7 +120,10 @@ impl Sources {
             };
             signers.insert(name.clone(), source);
         }
-        Self { identity, signers }
+        // `Settings::load` has made sure that it is good.
+        let tokens = settings.uploads.token_key.as_ref().and_then(|name| std::env::var(name).ok());
+        let tokens = tokens.and_then(|key| TokenKey::parse(&key).ok()).unwrap_or_else(TokenKey::random);
+        Self { identity, signers, tokens }
     }
 }
 
@@ -168,6 +176,7 @@ impl App {
             calls: Throttle::new("calls", settings.limits.calls_per_second),
             urls: Throttle::new("URLs", settings.limits.urls_per_second),
             audit: Audit::start(&settings.audit)?,
+            tokens: sources.tokens,
             limits: settings.limits.clone(),
             rotations: Flights::default(),
             changed,
@@ -235,5 +244,13 @@ impl Bucket {
     /// [`Error::NoRoute`].
     pub fn route(&self, key: &ObjectKey) -> Result<&Arc<Signer>, Error> {
         self.routes.longest(key.as_str()).ok_or_else(|| Error::NoRoute(self.name.to_string()))
+    }
+
+    /// Its URL, to which forms are posted.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the SDK writes it in a way that we can't tell.
+    pub fn url(&self) -> Result<&str, Error> {
+        self.base.as_deref().ok_or_else(|| Error::internal(format!("the URL of bucket `{}` is not known", self.name)))
     }
 }

@@ -19,9 +19,12 @@ use crate::caller::Caller;
 use crate::config::{AuditSettings, WhenFull};
 use crate::error::Error;
 use crate::object::{BucketName, ObjectKey, Prefix};
+use crate::ops::form_upload::ContentType;
 use crate::ops::presign::{Ask, Operation, Presigned};
 use crate::ops::revoke::{Outcome, Revoked, Target};
-use crate::ops::{list, revoke, stat};
+use crate::ops::upload::Algorithm;
+use crate::ops::upload_token::Session;
+use crate::ops::{list, revoke, start_upload, stat};
 use crate::signer::url::SignedUrl;
 use crate::signer::{KeySnapshot, Signer};
 
@@ -74,6 +77,13 @@ impl Entry<'_> {
     pub fn issued(&mut self, presigned: &Presigned) {
         if let Some((_, Record { asked: Asked::Presign(_, issued), .. })) = &mut self.open {
             *issued = Some(presigned.into());
+        }
+    }
+
+    /// An upload was opened.
+    pub fn started(&mut self, session: &Session) {
+        if let Some((_, Record { asked: Asked::Upload(upload), .. })) = &mut self.open {
+            upload.upload_id = Some(session.upload_id.clone());
         }
     }
 
@@ -148,6 +158,8 @@ pub enum Asked {
     Signers,
     /// The end of URLs.
     Revoke(Revoke),
+    /// Something about an upload in parts.
+    Upload(Upload),
 }
 
 /// A URL that was given.
@@ -184,6 +196,59 @@ pub struct Revoke {
     pub immediate: bool,
     /// When S3 had been seen to refuse the old ones.
     pub confirmed_at: Option<SystemTime>,
+}
+
+/// An upload in parts, and what was to be done to it.
+#[derive(Debug)]
+pub struct Upload {
+    /// What was to be done.
+    pub action: &'static str,
+    /// The bucket.
+    pub bucket: BucketName,
+    /// The object.
+    pub key: ObjectKey,
+    /// S3's id of the upload, once there is one.
+    pub upload_id: Option<String>,
+    /// The size announced, in bytes.
+    pub size: u64,
+    /// The media type.
+    pub content_type: Option<String>,
+    /// The checksum that each part has.
+    pub checksum: Option<&'static str>,
+    /// Refuse to overwrite.
+    pub create_only: bool,
+}
+
+impl From<&start_upload::Ask> for Asked {
+    fn from(ask: &start_upload::Ask) -> Self {
+        Self::Upload(Upload {
+            action: "start_upload",
+            bucket: ask.bucket.clone(),
+            key: ask.key.clone(),
+            upload_id: None,
+            size: ask.plan.size(),
+            content_type: ask.upload.content_type.clone(),
+            checksum: ask.algorithm.map(Algorithm::name),
+            create_only: ask.upload.create_only,
+        })
+    }
+}
+
+impl Asked {
+    /// Something about an upload that is open.
+    #[must_use]
+    pub fn of_upload(action: &'static str, session: &Session) -> Self {
+        Self::Upload(Upload {
+            action,
+            bucket: session.bucket.clone(),
+            key: session.key.clone(),
+            upload_id: Some(session.upload_id.clone()),
+            size: session.plan.size(),
+            content_type: session.content_type.clone(),
+            checksum: session.algorithm.map(Algorithm::name),
+            create_only: session.create_only,
+        })
+    }
 }
 
 impl From<&Ask> for Asked {
@@ -426,6 +491,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     issue_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    upload_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     revoke: Option<RevokeLine<'a>>,
     outcome: &'a str,
 }
@@ -445,6 +512,14 @@ struct Constraints<'a> {
     version_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache_window: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    part_number: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size_range: Option<[u64; 2]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_type_prefix: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    key_prefix_only: bool,
 }
 
 #[derive(Serialize)]
@@ -473,6 +548,9 @@ impl<'a> Line<'a> {
                 (line.bucket, line.key) = (Some(ask.bucket.as_str()), Some(ask.key.as_str()));
                 line.ttl = ask.ttl.map(crate::object::Lifetime::seconds);
                 line.constraints = Some(constraints(&ask.operation)).filter(|c| *c != Constraints::default());
+                if let Operation::Part(part) = &ask.operation {
+                    line.upload_id = Some(&part.session.upload_id);
+                }
                 if let Some(issued) = issued {
                     // What was given, which the grant or the key may have cut short.
                     let life = issued.expires_at.duration_since(record.time).unwrap_or_default();
@@ -498,6 +576,18 @@ impl<'a> Line<'a> {
                 line.issue_id = issue_id.map(|id| id.to_string());
             }
             Asked::Signers => line.action = "signers",
+            Asked::Upload(upload) => {
+                line.action = upload.action;
+                (line.bucket, line.key) = (Some(upload.bucket.as_str()), Some(upload.key.as_str()));
+                line.upload_id = upload.upload_id.as_deref();
+                line.constraints = Some(Constraints {
+                    content_type: upload.content_type.as_deref(),
+                    content_length: Some(upload.size),
+                    checksum: upload.checksum,
+                    create_only: upload.create_only,
+                    ..Constraints::default()
+                });
+            }
             Asked::Revoke(revoke) => {
                 line.action = if revoke.object.is_some() { "revoke_object" } else { "revoke_signer" };
                 if let Some((bucket, key)) = &revoke.object {
@@ -530,6 +620,25 @@ fn constraints(operation: &Operation) -> Constraints<'_> {
             content_length: upload.content_length,
             checksum: upload.checksum.as_ref().map(|checksum| checksum.header().0),
             create_only: upload.create_only,
+            ..Constraints::default()
+        },
+        Operation::Part(part) => Constraints {
+            content_length: part.session.plan.length(part.number),
+            checksum: part.checksum.as_ref().map(|checksum| checksum.header().0),
+            part_number: Some(part.number),
+            ..Constraints::default()
+        },
+        Operation::FormUpload(form) => Constraints {
+            content_type: match &form.content_type {
+                ContentType::Exactly(content_type) => Some(content_type),
+                ContentType::Default | ContentType::Prefix(_) => None,
+            },
+            content_type_prefix: match &form.content_type {
+                ContentType::Prefix(prefix) => Some(prefix),
+                ContentType::Default | ContentType::Exactly(_) => None,
+            },
+            size_range: Some([form.min_size, form.max_size]),
+            key_prefix_only: form.key_prefix_only,
             ..Constraints::default()
         },
         Operation::Head(head) => Constraints { version_id: head.version_id.as_deref(), ..Constraints::default() },

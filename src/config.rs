@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
 use crate::object::{BucketName, Lifetime, Prefix};
+use crate::ops::upload_token::TokenKey;
 use crate::policy::grant::GrantSettings;
 use crate::store::copy::CopyLimits;
 
@@ -90,9 +91,22 @@ pub struct Settings {
     /// Where it is written down who was given what.
     #[serde(default)]
     pub audit: AuditSettings,
+    /// Uploads in parts.
+    #[serde(default)]
+    pub uploads: UploadSettings,
     /// What one replica takes on.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// Uploads in parts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UploadSettings {
+    /// The variable that holds the key of upload tokens, which all replicas
+    /// must share: at least 32 random bytes, as Base64. Without it each process
+    /// makes its own, and takes no other's tokens.
+    pub token_key: Option<String>,
 }
 
 /// Where it is written down who was given what: JSON lines.
@@ -489,6 +503,7 @@ impl Settings {
         self.check_signers(&mut faults, env);
         self.check_routes(&mut faults);
         self.check_grants(&mut faults);
+        self.check_uploads(&mut faults, env);
         self.check_limits(&mut faults);
         if faults.0.is_empty() { Ok(()) } else { Err(SettingsError(faults.0)) }
     }
@@ -635,6 +650,17 @@ impl Settings {
                 faults.add(format!("grants[{n}].{field}"), problem);
             }
         }
+    }
+
+    fn check_uploads(&self, faults: &mut Faults, env: &BTreeMap<String, String>) {
+        let Some(variable) = &self.uploads.token_key else { return };
+        let problem = match env.get(variable).map(|key| TokenKey::parse(key)) {
+            Some(Ok(_)) => return,
+            None => format!("the variable `{variable}` is not set; set it to the same key on all replicas"),
+            // The value is a secret.
+            Some(Err(want)) => format!("the variable `{variable}` must hold {want}"),
+        };
+        faults.add("uploads.token_key", problem);
     }
 
     fn check_limits(&self, faults: &mut Faults) {
@@ -913,6 +939,16 @@ mod tests {
                 "signers.main.source.environment.secret_access_key: the variable `SECRETS` is not set",
             ),
             ("[ttl]", "[ttl", "settings: "),
+            (
+                "[ttl]",
+                "[uploads]\ntoken_key = \"NOWHERE\"\n[ttl]",
+                "uploads.token_key: the variable `NOWHERE` is not set; set it to the same key on all replicas",
+            ),
+            (
+                "[ttl]",
+                "[uploads]\ntoken_key = \"SECRET\"\n[ttl]",
+                "uploads.token_key: the variable `SECRET` must hold at least 32 random bytes as Base64",
+            ),
             (
                 "region = \"eu-central-1\"",
                 "region = \"eu\"\nendpoint = \"http://minio:9000\"",

@@ -55,6 +55,21 @@ pub enum Error {
         /// How many there may be.
         max: usize,
     },
+    /// The upload token is none of this service, or of another caller.
+    #[error("`upload_token` must be the `upload_token` of an upload that the same caller has started")]
+    UploadToken,
+    /// S3 has no such upload.
+    #[error("there is no such upload: it was completed, aborted, or cleaned up")]
+    UploadNotFound,
+    /// The upload's own deadline has passed.
+    #[error("the deadline of the upload has passed; start another")]
+    UploadExpired,
+    /// The parts do not make the object that was announced.
+    #[error("the parts do not make the object that was announced: {0}")]
+    UploadMismatch(String),
+    /// There is such an object, and none was to be overwritten.
+    #[error("there is such an object already, and `create_only` was asked for")]
+    ObjectExists,
     /// The settings have no such bucket.
     #[error("there is no bucket `{0}` in the settings")]
     UnknownBucket(String),
@@ -193,6 +208,11 @@ impl Error {
         match self {
             Self::Invalid(_) => (Code::InvalidArgument, ErrorReason::InvalidField),
             Self::PageToken => (Code::InvalidArgument, ErrorReason::InvalidPageToken),
+            Self::UploadToken => (Code::InvalidArgument, ErrorReason::InvalidUploadToken),
+            Self::UploadNotFound => (Code::NotFound, ErrorReason::UploadNotFound),
+            Self::UploadExpired => (Code::FailedPrecondition, ErrorReason::UploadExpired),
+            Self::UploadMismatch(_) => (Code::FailedPrecondition, ErrorReason::UploadMismatch),
+            Self::ObjectExists => (Code::AlreadyExists, ErrorReason::ObjectExists),
             Self::BatchSize { .. } => (Code::InvalidArgument, ErrorReason::BatchSize),
             Self::Message { .. } => (Code::InvalidArgument, ErrorReason::InvalidMessage),
             Self::UnknownBucket(_) => (Code::NotFound, ErrorReason::UnknownBucket),
@@ -236,6 +256,11 @@ impl Error {
             | Self::Internal { detail } => Some(detail),
             Self::Invalid(_)
             | Self::PageToken
+            | Self::UploadToken
+            | Self::UploadNotFound
+            | Self::UploadExpired
+            | Self::UploadMismatch(_)
+            | Self::ObjectExists
             | Self::BatchSize { .. }
             | Self::UnknownBucket(_)
             | Self::ObjectNotFound
@@ -277,7 +302,14 @@ impl Error {
             Self::Overloaded | Self::AuditFull => {
                 details.set_retry_info(Some(RETRY_DELAY));
             }
+            Self::UploadToken => {
+                details.add_bad_request_violation("upload_token", self.to_string());
+            }
             Self::UnknownBucket(_)
+            | Self::UploadNotFound
+            | Self::UploadExpired
+            | Self::UploadMismatch(_)
+            | Self::ObjectExists
             | Self::ObjectNotFound
             | Self::SourceChanged { .. }
             | Self::NoRoute(_)

@@ -2,6 +2,7 @@
 //! domain. Past it nothing required is an `Option`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
@@ -13,13 +14,19 @@ use crate::error::{Error, Violation};
 use crate::object::{BucketName, Lifetime, ObjectKey, Prefix};
 use crate::ops::delete::Delete;
 use crate::ops::download::Download;
+use crate::ops::form_upload::{ContentType, FILENAME, FormUpload};
 use crate::ops::head::Head;
-use crate::ops::upload::{Checksum, Encryption, Upload};
-use crate::ops::{inspect, list, presign, revoke, signers, stat};
+use crate::ops::upload::{Algorithm, Checksum, Encryption, Upload};
+use crate::ops::upload_plan::Plan;
+use crate::ops::upload_token::{Session, UPLOAD_ID};
+use crate::ops::{
+    complete_upload, inspect, list, list_parts, presign, revoke, sign_parts, signers, start_upload, stat,
+};
 use crate::pb;
 use crate::signer::Kind;
 use crate::signer::url::SignedUrl;
 use crate::signer::usage::UrlsOut;
+use crate::store::multipart::{Made, Page, Stored};
 use crate::store::{Entry, Facts};
 
 /// How many items a batch may have.
@@ -34,6 +41,10 @@ const MAX_UPLOAD: u64 = 5 << 30;
 /// S3's limit on user metadata, names and values together.
 /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html>
 const MAX_METADATA: usize = 2048;
+/// How long an upload in parts may take, if nobody says: also the least and, as
+/// for a URL, the most.
+const USUAL_DEADLINE: Duration = Duration::from_hours(24);
+const MIN_DEADLINE: Duration = Duration::from_mins(1);
 /// S3's limits on tags.
 /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-tagging.html>
 const MAX_TAGS: usize = 10;
@@ -122,8 +133,14 @@ impl TryFrom<pb::PresignRequest> for presign::Ask {
             Some(pb::presign_request::Operation::Delete(delete)) => Some(presign::Operation::Delete(Delete {
                 version_id: check.text("delete.version_id", delete.version_id),
             })),
+            Some(pb::presign_request::Operation::FormUpload(form)) => {
+                if key.as_ref().is_some_and(|key| key.as_str().contains(FILENAME)) {
+                    check.wrong("key", format!("not have `{FILENAME}`, which S3 fills in, with `form_upload`"));
+                }
+                Some(presign::Operation::FormUpload(parse_form(&mut check, form)))
+            }
             None => {
-                check.wrong("operation", "be one of `download`, `upload`, `head` and `delete`");
+                check.wrong("operation", "be one of `download`, `upload`, `head`, `delete` and `form_upload`");
                 None
             }
         };
@@ -161,20 +178,7 @@ fn parse_upload(check: &mut Check, upload: pb::Upload) -> Upload {
         }
         length
     });
-    for (name, value) in &upload.metadata {
-        if !is_token(name) {
-            check.wrong(
-                "upload.metadata",
-                format!("have names that are lower-case HTTP tokens, unlike `{}`", name.escape_debug()),
-            );
-        }
-        if !is_header_value(value) {
-            check.wrong(&format!("upload.metadata[{}]", name.escape_debug()), HEADER_VALUE);
-        }
-    }
-    if upload.metadata.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > MAX_METADATA {
-        check.wrong("upload.metadata", "be at most 2,048 bytes, names and values together");
-    }
+    check_metadata(check, "upload.metadata", &upload.metadata, MAX_METADATA);
     if upload.tags.len() > MAX_TAGS {
         check.wrong("upload.tags", "be at most 10");
     }
@@ -187,7 +191,7 @@ fn parse_upload(check: &mut Check, upload: pb::Upload) -> Upload {
     Upload {
         content_type: check.header("upload.content_type", upload.content_type),
         content_length,
-        checksum: upload.checksum.and_then(|checksum| parse_checksum(check, checksum)),
+        checksum: upload.checksum.and_then(|checksum| parse_checksum(check, "upload.checksum", checksum)),
         create_only: upload.create_only,
         metadata: upload.metadata,
         tags: upload.tags,
@@ -198,24 +202,312 @@ fn parse_upload(check: &mut Check, upload: pb::Upload) -> Upload {
     }
 }
 
-fn parse_checksum(check: &mut Check, checksum: pb::Checksum) -> Option<Checksum> {
-    fn exactly<const N: usize>(check: &mut Check, field: &str, bytes: Vec<u8>) -> Option<[u8; N]> {
+fn check_metadata(check: &mut Check, field: &str, metadata: &BTreeMap<String, String>, max: usize) {
+    for (name, value) in metadata {
+        if !is_token(name) {
+            check.wrong(field, format!("have names that are lower-case HTTP tokens, unlike `{}`", name.escape_debug()));
+        }
+        if name == UPLOAD_ID {
+            check.wrong(field, format!("not have `{UPLOAD_ID}`, which is this service's own"));
+        }
+        if !is_header_value(value) {
+            check.wrong(&format!("{field}[{}]", name.escape_debug()), HEADER_VALUE);
+        }
+    }
+    if metadata.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > max {
+        check.wrong(field, format!("be at most {max} bytes, names and values together"));
+    }
+}
+
+fn parse_form(check: &mut Check, form: pb::FormUpload) -> FormUpload {
+    let size = |check: &mut Check, field: &str, size: i64| {
+        let bytes = u64::try_from(size).ok().filter(|n| *n <= MAX_UPLOAD);
+        bytes.unwrap_or_else(|| {
+            check.wrong(field, "be 0 to 5 GiB (5368709120): larger files take a multipart upload");
+            0
+        })
+    };
+    let min_size = size(check, "form_upload.min_size", form.min_size);
+    let max_size = size(check, "form_upload.max_size", form.max_size);
+    let max_size = if max_size == 0 { MAX_UPLOAD } else { max_size };
+    if min_size > max_size {
+        check.wrong("form_upload.min_size", format!("be at most `max_size`, {max_size}"));
+    }
+    let some = |text: String| (!text.is_empty()).then_some(text);
+    let content_type = check.header("form_upload.content_type", some(form.content_type));
+    let prefix = check.header("form_upload.content_type_prefix", some(form.content_type_prefix));
+    let content_type = match (content_type, prefix) {
+        (Some(_), Some(_)) => {
+            check.wrong("form_upload.content_type_prefix", "be empty where `content_type` is given");
+            ContentType::Default
+        }
+        (Some(content_type), None) => ContentType::Exactly(content_type),
+        (None, Some(prefix)) => ContentType::Prefix(prefix),
+        (None, None) => ContentType::Default,
+    };
+    let success_status = match form.success_status {
+        0 => 204,
+        status => u16::try_from(status).ok().filter(|status| [200, 201, 204].contains(status)).unwrap_or_else(|| {
+            check.wrong("form_upload.success_status", format!("be 200, 201, 204, or 0 for 204, not {status}"));
+            204
+        }),
+    };
+    let success_redirect = check.header("form_upload.success_redirect", some(form.success_redirect));
+    if let Some(url) = &success_redirect {
+        let http = reqwest::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+        if !http {
+            check.wrong("form_upload.success_redirect", "be an http or https URL");
+        }
+        if form.success_status != 0 {
+            check.wrong("form_upload.success_status", "be 0 where `success_redirect` is given: S3 answers 303");
+        }
+    }
+    check_metadata(check, "form_upload.metadata", &form.metadata, MAX_METADATA);
+    let text = match &content_type {
+        ContentType::Default => None,
+        ContentType::Exactly(text) | ContentType::Prefix(text) => Some(text),
+    };
+    let texts = form.metadata.values().chain(text).chain(&success_redirect);
+    if texts.into_iter().any(|text| text.contains(FILENAME)) {
+        check.wrong("form_upload", format!("have no `{FILENAME}`, which S3 fills in"));
+    }
+    FormUpload {
+        min_size,
+        max_size,
+        content_type,
+        key_prefix_only: form.key_prefix_only,
+        success_status,
+        success_redirect,
+        metadata: form.metadata,
+    }
+}
+
+impl TryFrom<pb::StartUploadRequest> for start_upload::Ask {
+    type Error = Error;
+
+    fn try_from(request: pb::StartUploadRequest) -> Result<Self, Error> {
+        let mut check = Check::default();
+        let bucket = check.bucket(&request.bucket);
+        let key = check.take("key", ObjectKey::parse(request.key));
+        let ttl = check.lifetime("ttl", request.ttl);
+        // What is negative is as wrong as what is too small.
+        let size = u64::try_from(request.size).unwrap_or_default();
+        let part_size = (request.part_size != 0).then(|| u64::try_from(request.part_size).unwrap_or(1));
+        let plan = Plan::new(size, part_size).map_err(|(field, must)| check.wrong(field, must)).ok();
+        let upload = request.upload.unwrap_or_default();
+        if upload.content_length.is_some() {
+            check.wrong("upload.content_length", "be absent: it is `size` here");
+        }
+        if upload.checksum.is_some() {
+            check.wrong("upload.checksum", "be absent: each part has its own, see `checksum_algorithm`");
+        }
+        let upload = parse_upload(&mut check, pb::Upload { content_length: None, checksum: None, ..upload });
+        // Room for what tells which upload made the object.
+        let room = MAX_METADATA - UPLOAD_ID.len() - ulid::ULID_LEN;
+        check_metadata(&mut check, "upload.metadata", &upload.metadata, room);
+        let algorithm = pb::ChecksumAlgorithm::try_from(request.checksum_algorithm).unwrap_or_else(|_| {
+            let must = format!("be a value of `ChecksumAlgorithm`, not {}", request.checksum_algorithm);
+            check.wrong("checksum_algorithm", must);
+            pb::ChecksumAlgorithm::Unspecified
+        });
+        let algorithm = parse_algorithm(algorithm);
+        let deadline = request.deadline.map_or(Some(USUAL_DEADLINE), |deadline| Duration::try_from(deadline).ok());
+        let deadline = deadline.filter(|deadline| (MIN_DEADLINE..=Lifetime::MAX.into()).contains(deadline));
+        if deadline.is_none() {
+            check.wrong("deadline", "be 1 minute to 7 days");
+        }
+        check.done()?;
+        match (bucket, key, plan, deadline) {
+            (Some(bucket), Some(key), Some(plan), Some(deadline)) => {
+                Ok(Self { bucket, key, plan, upload, algorithm, ttl, deadline })
+            }
+            _ => Err(Error::internal("a field is missing that no violation names")),
+        }
+    }
+}
+
+fn parse_algorithm(algorithm: pb::ChecksumAlgorithm) -> Option<Algorithm> {
+    match algorithm {
+        pb::ChecksumAlgorithm::Unspecified => None,
+        pb::ChecksumAlgorithm::Crc64nvme => Some(Algorithm::Crc64nvme),
+        pb::ChecksumAlgorithm::Crc32 => Some(Algorithm::Crc32),
+        pb::ChecksumAlgorithm::Crc32c => Some(Algorithm::Crc32c),
+        pb::ChecksumAlgorithm::Sha1 => Some(Algorithm::Sha1),
+        pb::ChecksumAlgorithm::Sha256 => Some(Algorithm::Sha256),
+    }
+}
+
+fn algorithm(algorithm: Option<Algorithm>) -> i32 {
+    let algorithm = match algorithm {
+        None => pb::ChecksumAlgorithm::Unspecified,
+        Some(Algorithm::Crc64nvme) => pb::ChecksumAlgorithm::Crc64nvme,
+        Some(Algorithm::Crc32) => pb::ChecksumAlgorithm::Crc32,
+        Some(Algorithm::Crc32c) => pb::ChecksumAlgorithm::Crc32c,
+        Some(Algorithm::Sha1) => pb::ChecksumAlgorithm::Sha1,
+        Some(Algorithm::Sha256) => pb::ChecksumAlgorithm::Sha256,
+    };
+    algorithm.into()
+}
+
+impl From<start_upload::Started> for pb::StartUploadResponse {
+    fn from(started: start_upload::Started) -> Self {
+        let start_upload::Started { token, session, parts } = started;
+        Self {
+            upload_token: token,
+            upload_id: session.upload_id.clone(),
+            part_size: session.plan.part_size().cast_signed(),
+            part_count: session.plan.count().cast_signed(),
+            parts: parts.into_iter().map(Into::into).collect(),
+            deadline: Some(timestamp(session.deadline)),
+            checksum_algorithm: algorithm(session.algorithm),
+        }
+    }
+}
+
+impl From<(i32, Result<presign::Presigned, Error>)> for pb::PartResult {
+    fn from((part_number, result): (i32, Result<presign::Presigned, Error>)) -> Self {
+        let result = match result {
+            Ok(presigned) => pb::part_result::Result::Response(presigned.into()),
+            Err(error) => pb::part_result::Result::Error(error.into()),
+        };
+        Self { part_number, result: Some(result) }
+    }
+}
+
+/// The parts asked for, each parsed or refused on its own.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn parse_sign_parts(request: pb::SignPartsRequest, session: &Arc<Session>) -> Result<sign_parts::Ask, Error> {
+    let mut check = Check::default();
+    let ttl = check.lifetime("ttl", request.ttl);
+    let got = request.parts.len();
+    if !(1..=MAX_BATCH).contains(&got) {
+        check.wrong("parts", format!("have 1 to 1,000 items, not {got}"));
+    }
+    check.done()?;
+    let part = |pb::PartRequest { part_number, checksum }| {
+        let mut check = Check::default();
+        let checksum = checksum.and_then(|checksum| parse_checksum(&mut check, "parts.checksum", checksum));
+        let part = check.done().and_then(|()| sign_parts::Part::new(session, part_number, checksum));
+        (part_number, part)
+    };
+    let parts = request.parts.into_iter().map(part).collect();
+    Ok(sign_parts::Ask { session: Arc::clone(session), parts, ttl })
+}
+
+impl From<Vec<(i32, Result<presign::Presigned, Error>)>> for pb::SignPartsResponse {
+    fn from(parts: Vec<(i32, Result<presign::Presigned, Error>)>) -> Self {
+        Self { parts: parts.into_iter().map(Into::into).collect() }
+    }
+}
+
+/// A page of the parts of an upload.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn parse_list_parts(request: &pb::ListPartsRequest, session: &Arc<Session>) -> Result<list_parts::Ask, Error> {
+    let mut check = Check::default();
+    let page_size = match u32::try_from(request.page_size) {
+        Ok(0) => MAX_PAGE,
+        Ok(size) => u16::try_from(size).unwrap_or(MAX_PAGE).min(MAX_PAGE),
+        Err(_) => {
+            check.wrong("page_size", "be 0 (for 1,000) to 1,000");
+            MAX_PAGE
+        }
+    };
+    let after = if request.page_token.is_empty() { Some(0) } else { request.page_token.parse().ok() };
+    let after = after.filter(|after| *after <= session.plan.count());
+    if after.is_none() {
+        check.wrong("page_token", "be the `next_page_token` of a page of the same upload");
+    }
+    check.done()?;
+    Ok(list_parts::Ask { session: Arc::clone(session), page_size, after: after.unwrap_or_default() })
+}
+
+impl From<(Arc<Session>, Page)> for pb::ListPartsResponse {
+    fn from((session, page): (Arc<Session>, Page)) -> Self {
+        let part = |part: Stored| pb::Part {
+            part_number: part.number.cast_signed(),
+            size: part.size.cast_signed(),
+            etag: part.etag,
+            checksum: part.checksum.map(Into::into),
+            last_modified: part.last_modified.map(timestamp),
+        };
+        Self {
+            parts: page.parts.into_iter().map(part).collect(),
+            next_page_token: page.next.map(|next| next.to_string()).unwrap_or_default(),
+            part_size: session.plan.part_size().cast_signed(),
+            part_count: session.plan.count().cast_signed(),
+            size: session.plan.size().cast_signed(),
+            deadline: Some(timestamp(session.deadline)),
+            checksum_algorithm: algorithm(session.algorithm),
+        }
+    }
+}
+
+/// The end of an upload.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn parse_complete_upload(
+    request: pb::CompleteUploadRequest,
+    session: &Arc<Session>,
+) -> Result<complete_upload::Ask, Error> {
+    let mut check = Check::default();
+    let mut parts = Vec::with_capacity(request.parts.len());
+    for pb::CompletedPart { part_number, etag, checksum } in request.parts {
+        let checksum = checksum.and_then(|checksum| parse_checksum(&mut check, "parts.checksum", checksum));
+        // Those that are out of the plan are told of later, with all that is wrong with the parts.
+        match u32::try_from(part_number) {
+            Ok(number) if number > 0 => parts.push(complete_upload::Given { number, etag, checksum }),
+            _ => check.wrong("parts.part_number", format!("be 1 or more, not {part_number}")),
+        }
+    }
+    if !parts.is_sorted_by(|one, two| one.number < two.number) {
+        check.wrong("parts", "be in the order of their numbers, each once");
+    }
+    let checksum = request.checksum.and_then(|checksum| parse_checksum(&mut check, "checksum", checksum));
+    check.done()?;
+    let session = Arc::clone(session);
+    let ask = complete_upload::Ask { session, parts, create_only: request.create_only, checksum };
+    ask.check()?;
+    Ok(ask)
+}
+
+impl From<(ObjectKey, Made)> for pb::CompleteUploadResponse {
+    fn from((key, made): (ObjectKey, Made)) -> Self {
+        Self {
+            key: key.as_str().to_owned(),
+            etag: made.etag,
+            version_id: made.version_id,
+            size: made.size.cast_signed(),
+            checksum: made.checksum.map(Into::into),
+            composite: made.composite,
+        }
+    }
+}
+
+fn parse_checksum(check: &mut Check, path: &str, checksum: pb::Checksum) -> Option<Checksum> {
+    fn exactly<const N: usize>(check: &mut Check, path: &str, field: &str, bytes: Vec<u8>) -> Option<[u8; N]> {
         let got = bytes.len();
         let sum = bytes.try_into().ok();
         if sum.is_none() {
-            let field = format!("upload.checksum.{field}");
-            check.wrong(&field, format!("be {N} raw bytes (neither hex nor Base64 text), not {got}"));
+            check.wrong(
+                &format!("{path}.{field}"),
+                format!("be {N} raw bytes (neither hex nor Base64 text), not {got}"),
+            );
         }
         sum
     }
     match checksum.value {
-        Some(pb::checksum::Value::Crc32(sum)) => exactly(check, "crc32", sum).map(Checksum::Crc32),
-        Some(pb::checksum::Value::Crc32c(sum)) => exactly(check, "crc32c", sum).map(Checksum::Crc32c),
-        Some(pb::checksum::Value::Crc64nvme(sum)) => exactly(check, "crc64nvme", sum).map(Checksum::Crc64nvme),
-        Some(pb::checksum::Value::Sha1(sum)) => exactly(check, "sha1", sum).map(Checksum::Sha1),
-        Some(pb::checksum::Value::Sha256(sum)) => exactly(check, "sha256", sum).map(Checksum::Sha256),
+        Some(pb::checksum::Value::Crc32(sum)) => exactly(check, path, "crc32", sum).map(Checksum::Crc32),
+        Some(pb::checksum::Value::Crc32c(sum)) => exactly(check, path, "crc32c", sum).map(Checksum::Crc32c),
+        Some(pb::checksum::Value::Crc64nvme(sum)) => exactly(check, path, "crc64nvme", sum).map(Checksum::Crc64nvme),
+        Some(pb::checksum::Value::Sha1(sum)) => exactly(check, path, "sha1", sum).map(Checksum::Sha1),
+        Some(pb::checksum::Value::Sha256(sum)) => exactly(check, path, "sha256", sum).map(Checksum::Sha256),
         None => {
-            check.wrong("upload.checksum", "have one of `crc32`, `crc32c`, `crc64nvme`, `sha1` and `sha256`");
+            check.wrong(path, "have one of `crc32`, `crc32c`, `crc64nvme`, `sha1` and `sha256`");
             None
         }
     }
@@ -460,7 +752,7 @@ impl From<presign::Presigned> for pb::PresignResponse {
             method: presigned.request.method,
             url: presigned.request.url,
             headers: presigned.request.headers,
-            form_fields: BTreeMap::new(),
+            form_fields: presigned.form_fields.into_iter().map(|(name, value)| pb::FormField { name, value }).collect(),
             expires_at: Some(timestamp(presigned.expires_at)),
             // Seven days at the most, so that it always fits.
             expires_in: presigned.expires_in.try_into().ok(),

@@ -179,6 +179,9 @@ async fn serve(settings: Settings, file: SettingsFile) -> Result<(), Failure> {
         listener = listener.behind(sidecar).map_err(not_listening)?;
     }
     warn_if_none(&app.policy);
+    if settings.uploads.token_key.is_none() {
+        tracing::warn!("no `uploads.token_key`: an upload in parts can't be gone on with on another replica");
+    }
     tracing::info!(address = listener.address().unwrap_or_default(), "listening");
     let policy = Arc::clone(&app);
     tokio::select! {

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::app::{App, KeySource, Sources};
 use crate::cli::{Failure, shutdown_signal};
 use crate::config::{AuditSettings, Listen, Settings};
+use crate::ops::upload_token::TokenKey;
 use crate::policy::grant::Action;
 use crate::server::{self, Listener};
 use crate::vault::memory::Memory;
@@ -139,7 +140,8 @@ impl Dev {
             let (vault, issuer) = (Arc::new(Memory::default()), Arc::new(iam.clone()));
             signers.insert(signer.to_owned(), KeySource::IamUser { user, vault, issuer });
         }
-        let sources = Sources { identity: SharedCredentialsProvider::new(identity.clone()), signers };
+        let sources =
+            Sources { identity: SharedCredentialsProvider::new(identity.clone()), signers, tokens: TokenKey::random() };
         let app = App::start(&settings, sources).await.map_err(Failure::running)?;
         for keeper in app.keepers.values() {
             // Makes the first key.

@@ -14,13 +14,13 @@
 //! encryption, storage classes, locks, and parts with gaps in their numbers.
 //! It makes no promise about a crash in the middle of an upload.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
@@ -47,6 +47,9 @@ use super::iam::MemoryIam;
 
 /// Where an object's metadata has its key: no header has such a name.
 const KEY: &str = "the key";
+/// And an upload's, until it is an object, the checksum that its parts have:
+/// algorithm and type.
+const SUMS: &str = "the checksum";
 /// With this, the names that `s3s-fs` makes of a file's name and a bucket's, in
 /// Base64, stay below the 255 bytes that file systems take.
 const MAX_NAME_BYTES: usize = 65;
@@ -122,6 +125,70 @@ struct Store {
     /// INVARIANT: an object's bytes and metadata change only while this is
     /// held for writing, and are opened while it is held for reading.
     lock: Arc<RwLock<()>>,
+    /// What is known of the files of parts, so that no file is read again. Each
+    /// is as good as the time of the last change and the length that come with
+    /// it.
+    known: Mutex<HashMap<PathBuf, (SystemTime, u64, Sums)>>,
+}
+
+/// The MD5 of a file in hexadecimal, which is the `ETag` of a part, and its
+/// checksum.
+#[derive(Clone, Debug, Default)]
+struct Sums {
+    md5: String,
+    checksum: dto::Checksum,
+}
+
+/// The checksum of an upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Kind {
+    algorithm: String,
+    composite: bool,
+}
+
+impl Kind {
+    /// As S3 has it: CRC-64/NVME is of the full object unless otherwise said,
+    /// SHAs can't be.
+    fn parse(algorithm: Option<&str>, kind: Option<&str>) -> S3Result<Option<Self>> {
+        let Some(algorithm) = algorithm else {
+            let refused = s3_error!(InvalidRequest, "a checksum type needs a checksum algorithm");
+            return if kind.is_some() { Err(refused) } else { Ok(None) };
+        };
+        let crc64 = algorithm == ChecksumAlgorithm::CRC64NVME;
+        let composite = kind.map_or(!crc64, |kind| kind == ChecksumType::COMPOSITE);
+        if (crc64 && composite) || (algorithm.starts_with("SHA") && !composite) {
+            return Err(s3_error!(InvalidRequest, "{algorithm} has no such checksum type"));
+        }
+        Ok(Some(Self { algorithm: algorithm.to_owned(), composite }))
+    }
+
+    /// Whether this is what is verified there.
+    fn is_in(&self, hasher: &ChecksumHasher) -> bool {
+        match self.algorithm.as_str() {
+            ChecksumAlgorithm::CRC32 => hasher.crc32.is_some(),
+            ChecksumAlgorithm::CRC32C => hasher.crc32c.is_some(),
+            ChecksumAlgorithm::CRC64NVME => hasher.crc64nvme.is_some(),
+            ChecksumAlgorithm::SHA1 => hasher.sha1.is_some(),
+            _ => hasher.sha256.is_some(),
+        }
+    }
+
+    fn hasher(&self) -> ChecksumHasher {
+        let is = |name| self.algorithm == name;
+        ChecksumHasher {
+            crc32: is(ChecksumAlgorithm::CRC32).then(Default::default),
+            crc32c: is(ChecksumAlgorithm::CRC32C).then(Default::default),
+            crc64nvme: is(ChecksumAlgorithm::CRC64NVME).then(Default::default),
+            sha1: is(ChecksumAlgorithm::SHA1).then(Default::default),
+            sha256: is(ChecksumAlgorithm::SHA256).then(Default::default),
+        }
+    }
+}
+
+/// The one checksum that is there.
+fn only(sums: &dto::Checksum) -> Option<&String> {
+    let crcs = [&sums.checksum_crc32, &sums.checksum_crc32c, &sums.checksum_crc64nvme];
+    crcs.into_iter().chain([&sums.checksum_sha1, &sums.checksum_sha256]).find_map(Option::as_ref)
 }
 
 /// An S3 over the folders of `root`, one a bucket, open to the active keys of
@@ -132,7 +199,8 @@ struct Store {
 pub fn service(root: &Path, iam: MemoryIam) -> io::Result<S3Service> {
     let root = root.canonicalize()?;
     let files = FileSystem::new(&root).map_err(|e| io::Error::other(format!("{}: {e:?}", root.display())))?;
-    let mut builder = S3ServiceBuilder::new(Store { files, root: root.clone(), lock: Arc::default() });
+    let mut builder =
+        S3ServiceBuilder::new(Store { files, root: root.clone(), lock: Arc::default(), known: Mutex::default() });
     builder.set_auth(Keys(iam));
     builder.set_access(Rules { root });
     Ok(builder.build())
@@ -241,6 +309,7 @@ fn hide_key(key: &mut String, metadata: &mut Option<Metadata>) {
 /// Takes the key out of `metadata` again.
 fn take_key(metadata: &mut Option<Metadata>) -> Option<String> {
     let key = metadata.as_mut()?.remove(KEY);
+    metadata.as_mut()?.remove(SUMS);
     metadata.take_if(|metadata| metadata.is_empty());
     key
 }
@@ -423,17 +492,36 @@ fn source(source: &mut CopySource) -> S3Result<(String, &mut Box<str>)> {
     }
 }
 
-/// The hexadecimal MD5 of a file: the `ETag` of a part.
-fn md5_of(path: &Path) -> io::Result<String> {
+/// Shows all that is in a file.
+fn read_all(path: &Path, mut show: impl FnMut(&[u8])) -> io::Result<()> {
     let mut file = std::fs::File::open(path)?;
-    let (mut md5, mut buffer) = (Md5::new(), vec![0; 1 << 16]);
+    let mut buffer = vec![0; 1 << 16];
     loop {
         match file.read(&mut buffer)? {
-            0 => break,
-            n => md5.update(&buffer[..n]),
+            0 => return Ok(()),
+            n => show(&buffer[..n]),
         }
     }
-    Ok(md5.finalize().iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}")))
+}
+
+fn sums_of(path: &Path, kind: Option<&Kind>) -> io::Result<Sums> {
+    let (mut md5, mut hasher) = (Md5::new(), kind.map(Kind::hasher).unwrap_or_default());
+    read_all(path, |bytes| {
+        md5.update(bytes);
+        hasher.update(bytes);
+    })?;
+    let md5 = md5.finalize().iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+    Ok(Sums { md5, checksum: hasher.finalize() })
+}
+
+/// The metadata that `s3s-fs` keeps of an upload that is open.
+fn user_metadata(path: &Path) -> S3Result<Metadata> {
+    let text = match std::fs::read(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(s3_error!(NoSuchUpload)),
+        text => text.map_err(S3Error::internal_error)?,
+    };
+    let mut kept: serde_json::Value = serde_json::from_slice(&text).map_err(S3Error::internal_error)?;
+    serde_json::from_value(kept["user_metadata"].take()).map_err(S3Error::internal_error)
 }
 
 fn remove_if_there(path: &Path) -> S3Result<()> {
@@ -466,33 +554,128 @@ impl Store {
     /// Refuses an upload id that is not of this object. `s3s-fs` would take
     /// it for any object, but only from the key that made it: a signer's
     /// could never send a part to an upload that the service opened.
-    fn upload(&self, bucket: &str, name: &str, id: &str) -> S3Result<()> {
-        let plain = id.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-        if plain && self.sidecar(bucket, name, &format!(".upload-{id}.metadata.json")).exists() {
-            return Ok(());
+    ///
+    /// Says what checksum its parts have.
+    fn upload(&self, bucket: &str, name: &str, id: &str) -> S3Result<Option<Kind>> {
+        if !id.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {
+            return Err(s3_error!(NoSuchUpload));
         }
-        Err(s3_error!(NoSuchUpload))
+        let kept = user_metadata(&self.sidecar(bucket, name, &format!(".upload-{id}.metadata.json")))?;
+        let kind = kept.get(SUMS).and_then(|kind| kind.split_once(' '));
+        Kind::parse(kind.map(|(algorithm, _)| algorithm), kind.map(|(_, kind)| kind))
+    }
+
+    /// What there is in the file of a part, read only if nobody knows.
+    async fn sums(&self, path: PathBuf, kind: Option<&Kind>) -> S3Result<Sums> {
+        let file = std::fs::metadata(&path).map_err(S3Error::internal_error)?;
+        let state = (file.modified().map_err(S3Error::internal_error)?, file.len());
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&path).cloned();
+        if let Some((changed, length, sums)) = known
+            && (changed, length) == state
+        {
+            return Ok(sums);
+        }
+        let (read, kind) = (path.clone(), kind.cloned());
+        let sums = tokio::task::spawn_blocking(move || sums_of(&read, kind.as_ref())).await;
+        let sums = sums.map_err(S3Error::internal_error)?.map_err(S3Error::internal_error)?;
+        self.know(path, state, sums.clone());
+        Ok(sums)
+    }
+
+    fn know(&self, path: PathBuf, (changed, length): (SystemTime, u64), sums: Sums) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(path, (changed, length, sums));
+    }
+
+    /// Takes what is left of a part away.
+    fn forget(&self, id: &str, number: i32) -> S3Result<()> {
+        let path = self.part(id, number);
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&path);
+        remove_if_there(&path)
     }
 
     fn part(&self, id: &str, number: i32) -> PathBuf {
         self.root.join(format!(".upload_id-{id}.part-{number}"))
     }
 
-    /// The parts of an upload, in order. Reads all of them: `s3s-fs` keeps
-    /// no `ETag` of a part.
+    /// The parts of an upload, in order, with what `s3s-fs` does not keep of
+    /// them.
     async fn parts(&self, bucket: &str, name: &str, id: &str) -> S3Result<BTreeMap<i32, Part>> {
-        self.upload(bucket, name, id)?;
+        let kind = self.upload(bucket, name, id)?;
         let input = ListPartsInput::builder().bucket(bucket.into()).key(name.into()).upload_id(id.into()).build();
         let input = input.map_err(S3Error::internal_error)?;
         let mut parts = BTreeMap::new();
         for mut part in self.files.list_parts(ask(input)).await?.output.parts.unwrap_or_default() {
             let number = part.part_number.unwrap_or_default();
-            let path = self.part(id, number);
-            let md5 = tokio::task::spawn_blocking(move || md5_of(&path)).await.map_err(S3Error::internal_error)?;
-            part.e_tag = Some(ETag::Strong(md5.map_err(S3Error::internal_error)?));
+            let Sums { md5, checksum } = self.sums(self.part(id, number), kind.as_ref()).await?;
+            part.e_tag = Some(ETag::Strong(md5));
+            if kind.is_some() {
+                part.checksum_crc32 = checksum.checksum_crc32;
+                part.checksum_crc32c = checksum.checksum_crc32c;
+                part.checksum_crc64nvme = checksum.checksum_crc64nvme;
+                part.checksum_sha1 = checksum.checksum_sha1;
+                part.checksum_sha256 = checksum.checksum_sha256;
+            }
             parts.insert(number, part);
         }
         Ok(parts)
+    }
+
+    /// The checksum of the object that an upload becomes: a composite one is of
+    /// the parts' checksums, and tells their number.
+    async fn whole(&self, kind: &Kind, id: &str, parts: &BTreeMap<i32, Part>) -> S3Result<dto::Checksum> {
+        let mut hasher = kind.hasher();
+        let mut sums = if kind.composite {
+            for part in parts.values() {
+                let sum = only(&promised!(part)).and_then(|sum| BASE64_STANDARD.decode(sum).ok());
+                hasher.update(&sum.ok_or_else(|| s3_error!(InternalError, "a part without its checksum"))?);
+            }
+            hasher.finalize()
+        } else {
+            let paths: Vec<_> = parts.keys().map(|number| self.part(id, *number)).collect();
+            let read = tokio::task::spawn_blocking(move || {
+                for path in paths {
+                    read_all(&path, |bytes| hasher.update(bytes))?;
+                }
+                io::Result::Ok(hasher.finalize())
+            });
+            read.await.map_err(S3Error::internal_error)?.map_err(S3Error::internal_error)?
+        };
+        if kind.composite {
+            let dto::Checksum {
+                checksum_crc32,
+                checksum_crc32c,
+                checksum_crc64nvme,
+                checksum_sha1,
+                checksum_sha256,
+                ..
+            } = &mut sums;
+            let all = [checksum_crc32, checksum_crc32c, checksum_crc64nvme, checksum_sha1, checksum_sha256];
+            for sum in all.into_iter().flatten() {
+                *sum = format!("{sum}-{}", parts.len());
+            }
+        }
+        let name = if kind.composite { ChecksumType::COMPOSITE } else { ChecksumType::FULL_OBJECT };
+        sums.checksum_type = Some(ChecksumType::from_static(name));
+        Ok(sums)
+    }
+
+    /// Has `s3s-fs` know the checksum of an object that was made of parts.
+    fn keep_sums(&self, bucket: &str, name: &str, sums: &dto::Checksum) -> S3Result<()> {
+        let path = self.sidecar(bucket, name, ".internal.json");
+        let text = std::fs::read(&path).map_err(S3Error::internal_error)?;
+        let mut kept: serde_json::Value = serde_json::from_slice(&text).map_err(S3Error::internal_error)?;
+        for (name, sum) in [
+            ("checksum_crc32", &sums.checksum_crc32),
+            ("checksum_crc32c", &sums.checksum_crc32c),
+            ("checksum_crc64nvme", &sums.checksum_crc64nvme),
+            ("checksum_sha1", &sums.checksum_sha1),
+            ("checksum_sha256", &sums.checksum_sha256),
+        ] {
+            if let Some(sum) = sum {
+                kept[name] = sum.as_str().into();
+            }
+        }
+        std::fs::write(&path, kept.to_string()).map_err(S3Error::internal_error)
     }
 
     /// What `s3s-fs` knows about a file. The caller holds the lock.
@@ -602,6 +785,11 @@ impl S3 for Store {
         let mut response = self.files.head_object(req).await?;
         conditions(if_match.as_ref(), if_none_match.as_ref(), response.output.e_tag.as_ref())?;
         take_key(&mut response.output.metadata);
+        let output = &mut response.output;
+        output.checksum_type = only(&promised!(output)).map(|sum| {
+            let composite = sum.contains('-');
+            ChecksumType::from_static(if composite { ChecksumType::COMPOSITE } else { ChecksumType::FULL_OBJECT })
+        });
         Ok(response)
     }
 
@@ -722,8 +910,18 @@ impl S3 for Store {
         let key = input.key.clone();
         hide_key(&mut input.key, &mut input.metadata);
         input.content_type.get_or_insert_with(|| "binary/octet-stream".to_owned());
+        let (algorithm, kind) = (input.checksum_algorithm.clone(), input.checksum_type.clone());
+        let kind =
+            Kind::parse(algorithm.as_ref().map(ChecksumAlgorithm::as_str), kind.as_ref().map(ChecksumType::as_str))?;
+        let kind = kind.map(|Kind { algorithm, composite }| {
+            let kind = if composite { ChecksumType::COMPOSITE } else { ChecksumType::FULL_OBJECT };
+            input.metadata.get_or_insert_default().insert(SUMS.to_owned(), format!("{algorithm} {kind}"));
+            ChecksumType::from_static(kind)
+        });
         let mut response = self.files.create_multipart_upload(req).await?;
         response.output.key = Some(key);
+        response.output.checksum_algorithm = algorithm;
+        response.output.checksum_type = kind;
         Ok(response)
     }
 
@@ -732,10 +930,12 @@ impl S3 for Store {
         req.credentials = None;
         let input = &mut req.input;
         input.key = file_name(&input.key);
-        self.upload(&input.bucket, &input.key, &input.upload_id)?;
+        let kind = self.upload(&input.bucket, &input.key, &input.upload_id)?;
         if !(1..=10_000).contains(&input.part_number) {
             return Err(s3_error!(InvalidArgument, "`partNumber` must be 1 to 10000"));
         }
+        let (bucket, name, id) = (input.bucket.clone(), input.key.clone(), input.upload_id.clone());
+        let number = input.part_number;
         let body = Body::new(
             input.body.take(),
             promised!(input),
@@ -744,8 +944,24 @@ impl S3 for Store {
             req.trailing_headers.clone(),
         )?;
         let promised = body.promised.clone();
+        if let Some(kind) = kind.as_ref().filter(|kind| !kind.is_in(&body.hasher)) {
+            return Err(s3_error!(InvalidRequest, "each part must come with its {} checksum", kind.algorithm));
+        }
         input.body = Some(body.into_blob());
         let mut response = self.files.upload_part(req).await.map_err(refusal)?;
+        if let Err(error) = self.upload(&bucket, &name, &id) {
+            // The upload was given up or completed meanwhile.
+            self.forget(&id, number)?;
+            return Err(error);
+        }
+        let path = self.part(&id, number);
+        if let Ok(file) = std::fs::metadata(&path)
+            && let (Ok(changed), Some(etag)) = (file.modified(), &response.output.e_tag)
+            && (kind.is_none() || only(&promised).is_some())
+        {
+            let sums = Sums { md5: etag.value().to_owned(), checksum: promised.clone() };
+            self.know(path, (changed, file.len()), sums);
+        }
         // Kept promises, by now.
         response.output.checksum_crc32 = promised.checksum_crc32;
         response.output.checksum_crc32c = promised.checksum_crc32c;
@@ -802,19 +1018,18 @@ impl S3 for Store {
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         req.credentials = None;
         let input = &mut req.input;
-        let sums = promised!(input);
-        if sums != dto::Checksum::default() {
-            return Err(cannot("knows no checksum of an object uploaded in parts"));
-        }
+        let promised = promised!(input);
         no_match(input.if_match.as_ref())?;
         let new = create_only(input.if_none_match.as_ref())?;
         let key = std::mem::take(&mut input.key);
         input.key = file_name(&key);
         let (bucket, name, id) = (input.bucket.clone(), input.key.clone(), input.upload_id.clone());
         let _alone = self.lock.write().await;
+        let kind = self.upload(&bucket, &name, &id)?;
         let there = self.parts(&bucket, &name, &id).await?;
         // `s3s-fs` gives up the upload first and looks at the parts then.
-        let asked = input.multipart_upload.as_ref().and_then(|upload| upload.parts.as_deref()).unwrap_or_default();
+        let asked: &[CompletedPart] =
+            input.multipart_upload.as_ref().and_then(|upload| upload.parts.as_deref()).unwrap_or_default();
         let numbers: Vec<_> = asked.iter().map(|part| part.part_number.unwrap_or_default()).collect();
         if numbers.is_empty() {
             return Err(s3_error!(MalformedXML, "there must be at least one part"));
@@ -829,12 +1044,33 @@ impl S3 for Store {
             if n + 1 < asked.len() && found.size < Some(MIN_PART_BYTES) {
                 return Err(s3_error!(EntityTooSmall));
             }
+            let (told, has) = (promised!(part), promised!(found));
+            match (only(&told), &kind) {
+                (Some(_), _) if told != has => {
+                    return Err(s3_error!(InvalidPart, "there is no part {} with this checksum", numbers[n]));
+                }
+                (None, Some(kind)) if kind.composite => {
+                    return Err(s3_error!(InvalidRequest, "the checksum of part {} is missing", numbers[n]));
+                }
+                _ => {}
+            }
+        }
+        let size: i64 = numbers.iter().filter_map(|number| there.get(number)?.size).sum();
+        if input.mpu_object_size.is_some_and(|announced| announced != size) {
+            return Err(s3_error!(InvalidRequest, "the parts have {size} bytes together"));
         }
         if numbers.iter().zip(1..).any(|(number, n)| *number != n) {
             return Err(cannot("completes only parts numbered from 1 without a gap"));
         }
         if new && self.object(&bucket, &name).exists() {
             return Err(s3_error!(PreconditionFailed, "there is such an object already"));
+        }
+        let sums = match &kind {
+            Some(kind) => self.whole(kind, &id, &there).await?,
+            None => dto::Checksum::default(),
+        };
+        if only(&promised).is_some() && promised!(sums) != promised {
+            return Err(s3_error!(BadDigest, "the object does not have the checksum given"));
         }
         // `s3s-fs` would keep the checksum of the object that was there.
         remove_if_there(&self.sidecar(&bucket, &name, ".internal.json"))?;
@@ -843,9 +1079,19 @@ impl S3 for Store {
             response.output = output.await?;
         }
         response.output.key = Some(key);
+        if kind.is_some() {
+            self.keep_sums(&bucket, &name, &sums)?;
+            let output = &mut response.output;
+            output.checksum_crc32 = sums.checksum_crc32;
+            output.checksum_crc32c = sums.checksum_crc32c;
+            output.checksum_crc64nvme = sums.checksum_crc64nvme;
+            output.checksum_sha1 = sums.checksum_sha1;
+            output.checksum_sha256 = sums.checksum_sha256;
+            output.checksum_type = sums.checksum_type;
+        }
         for number in there.keys() {
             // Those that were not asked for; the others are gone.
-            remove_if_there(&self.part(&id, *number))?;
+            self.forget(&id, *number)?;
         }
         Ok(response)
     }
@@ -856,16 +1102,65 @@ impl S3 for Store {
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
         req.credentials = None;
         req.input.key = file_name(&req.input.key);
-        self.upload(&req.input.bucket, &req.input.key, &req.input.upload_id)?;
-        self.files.abort_multipart_upload(req).await
+        let (bucket, name, id) = (req.input.bucket.clone(), req.input.key.clone(), req.input.upload_id.clone());
+        let there = self.parts(&bucket, &name, &id).await?;
+        let aborted = self.files.abort_multipart_upload(req).await?;
+        for number in there.keys() {
+            self.forget(&id, *number)?;
+        }
+        Ok(aborted)
+    }
+
+    async fn list_multipart_uploads(
+        &self,
+        req: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        let ListMultipartUploadsInput { bucket, prefix, delimiter, max_uploads, key_marker, encoding_type, .. } =
+            req.input;
+        if delimiter.is_some() || max_uploads.is_some() || key_marker.is_some() {
+            return Err(cannot("lists uploads in progress all at once"));
+        }
+        let of_bucket = format!(".bucket-{}.object-", BASE64_URL_SAFE_NO_PAD.encode(&bucket));
+        let mut uploads = Vec::new();
+        for entry in std::fs::read_dir(&self.root).map_err(S3Error::internal_error)? {
+            let entry = entry.map_err(S3Error::internal_error)?;
+            let Some(file) = entry.file_name().to_str().map(str::to_owned) else { continue };
+            let id = file.strip_prefix(&of_bucket).and_then(|file| file.split_once(".upload-"));
+            let Some(id) = id.and_then(|(_, file)| file.strip_suffix(".metadata.json")) else { continue };
+            // It may have ended since.
+            let Ok(mut kept) = user_metadata(&entry.path()) else { continue };
+            let Some(key) = kept.remove(KEY).filter(|key| key.starts_with(prefix.as_deref().unwrap_or_default()))
+            else {
+                continue;
+            };
+            let initiated = entry.metadata().and_then(|file| file.modified()).map_err(S3Error::internal_error)?;
+            uploads.push(MultipartUpload {
+                key: Some(key),
+                upload_id: Some(id.to_owned()),
+                initiated: Some(initiated.into()),
+                storage_class: Some(StorageClass::from_static(StorageClass::STANDARD)),
+                ..MultipartUpload::default()
+            });
+        }
+        uploads.sort_by(|one, two| (&one.key, &one.upload_id).cmp(&(&two.key, &two.upload_id)));
+        let url = encoding_type.as_ref().is_some_and(|encoding| encoding.as_str() == EncodingType::URL);
+        for upload in uploads.iter_mut().filter(|_| url) {
+            upload.key = upload.key.take().map(|key| utf8_percent_encode(&key, LISTED).to_string());
+        }
+        let output = ListMultipartUploadsOutput {
+            uploads: Some(uploads),
+            is_truncated: Some(false),
+            bucket: Some(bucket),
+            prefix,
+            encoding_type,
+            ..ListMultipartUploadsOutput::default()
+        };
+        Ok(S3Response::new(output))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-    use std::time::SystemTime;
-
     use aws_credential_types::Credentials;
     use aws_sdk_s3::config::{BehaviorVersion, Region, RequestChecksumCalculation};
     use aws_sdk_s3::presigning::{PresignedRequest, PresigningConfig};

@@ -1,5 +1,6 @@
 //! `Presign`, and each item of `BatchPresign`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +9,9 @@ use ulid::Ulid;
 
 use super::delete::Delete;
 use super::download::Download;
+use super::form_upload::{FormTerms, FormUpload};
 use super::head::Head;
+use super::sign_parts::Part;
 use super::upload::Upload;
 use crate::app::App;
 use crate::audit::Asked;
@@ -18,7 +21,7 @@ use crate::object::{BucketName, Lifetime, ObjectKey};
 use crate::policy::Permit;
 use crate::signer::fast::Plain;
 use crate::signer::presign::{SignedRequest, Terms};
-use crate::signer::{KeySnapshot, Signer};
+use crate::signer::{KeySnapshot, Presigner, Signer};
 
 /// One presigned request, as it is asked for.
 #[derive(Clone, Debug)]
@@ -44,10 +47,14 @@ pub enum Operation {
     Head(Head),
     /// Remove it.
     Delete(Delete),
+    /// Store the object by a form. The key may be the beginning of one.
+    FormUpload(FormUpload),
+    /// Store one part of it.
+    Part(Part),
 }
 
 impl Operation {
-    /// Its name, as grants and the audit trail have it.
+    /// Its name, as the audit trail has it.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -55,16 +62,20 @@ impl Operation {
             Self::Upload(_) => "upload",
             Self::Head(_) => "head",
             Self::Delete(_) => "delete",
+            Self::FormUpload(_) => "form_upload",
+            Self::Part(_) => "upload_part",
         }
     }
 
     /// The request as the SDK would write it.
-    fn plain(&self) -> Plain {
+    fn plain(&self) -> Result<Plain, Error> {
         match self {
-            Self::Download(download) => download.plain(),
-            Self::Upload(upload) => upload.plain(),
-            Self::Head(head) => head.plain(),
-            Self::Delete(delete) => delete.plain(),
+            Self::Download(download) => Ok(download.plain()),
+            Self::Upload(upload) => Ok(upload.plain()),
+            Self::Head(head) => Ok(head.plain()),
+            Self::Delete(delete) => Ok(delete.plain()),
+            Self::Part(part) => Ok(part.plain()),
+            Self::FormUpload(_) => Err(no_url()),
         }
     }
 
@@ -75,14 +86,22 @@ impl Operation {
             Self::Upload(upload) => upload.sdk(terms).await,
             Self::Head(head) => head.sdk(terms).await,
             Self::Delete(delete) => delete.sdk(terms).await,
+            Self::Part(part) => part.sdk(terms).await,
+            Self::FormUpload(_) => Err(no_url()),
         }
     }
+}
+
+fn no_url() -> Error {
+    Error::internal("it is the policy of a form that is signed, not its URL")
 }
 
 /// A presigned request, and all that its asker should know of it.
 pub struct Presigned {
     /// What to send.
     pub request: SignedRequest,
+    /// The fields of a form, in order, before the file.
+    pub form_fields: Vec<(String, String)>,
     /// When S3 begins to refuse it.
     pub expires_at: SystemTime,
     /// The time until then, in whole seconds, rounded down.
@@ -145,7 +164,7 @@ pub async fn presign(app: &App, permit: Permit<Ask>, now: SystemTime) -> Result<
 
     let window = match &ask.operation {
         Operation::Download(Download { cache_window, .. }) => *cache_window,
-        Operation::Upload(_) | Operation::Head(_) | Operation::Delete(_) => None,
+        _ => None,
     };
     let ttl = ask.ttl.unwrap_or(app.ttl_default).min(permit.ceiling());
     if window.is_some_and(|window| window >= Duration::from(ttl)) {
@@ -153,10 +172,14 @@ pub async fn presign(app: &App, permit: Permit<Ask>, now: SystemTime) -> Result<
         return Err(Error::invalid("download.cache_window", must));
     }
     let start = floor(now, window.unwrap_or(Duration::from_secs(1)));
-    let expires = lifetime(start, ttl, key.credentials.expiry()).ok_or_else(|| Error::SignerUnavailable {
+    let mut expires = lifetime(start, ttl, key.credentials.expiry()).ok_or_else(|| Error::SignerUnavailable {
         signer: signer.name.clone(),
         detail: "its key ends within a second".into(),
     })?;
+    if let Operation::Part(part) = &ask.operation {
+        part.session.live(now)?;
+        expires = lifetime(start, expires, Some(part.session.deadline)).ok_or(Error::UploadExpired)?;
+    }
     let expires_at = start + Duration::from(expires);
     let issue_id = bucket.settings.issue_id.then(|| match window {
         // The same ask in the same window must give the same URL, id included.
@@ -164,19 +187,32 @@ pub async fn presign(app: &App, permit: Permit<Ask>, now: SystemTime) -> Result<
         None => Ulid::from_parts(millis(now), rand::random()),
     });
 
-    let client = &presigner.client;
-    let terms = Terms { client, bucket: &bucket.settings.bucket, key: &ask.key, start, expires, issue_id };
-    let request = match &presigner.fast {
-        Some(fast) if fast.trusted() => {
-            let request = fast.sign(ask.operation.plain(), &terms)?;
-            if fast.due() { fast.reconcile(request, ask.operation.sdk(&terms).await?) } else { request }
-        }
-        _ => ask.operation.sdk(&terms).await?,
+    let s3_name = bucket.settings.bucket.as_str();
+    let (request, form_fields) = if let Operation::FormUpload(form) = &ask.operation {
+        let (credentials, region) = (&key.credentials, bucket.settings.region.as_str());
+        let terms = FormTerms { credentials, region, bucket: s3_name, key: &ask.key, start, end: expires_at, issue_id };
+        let request = SignedRequest { method: "POST".into(), url: bucket.url()?.into(), headers: BTreeMap::new() };
+        (request, form.fields(&terms))
+    } else {
+        let client = &presigner.client;
+        let terms = Terms { client, bucket: s3_name, key: &ask.key, start, expires, issue_id };
+        (sign(presigner, &ask.operation, &terms).await?, Vec::new())
     };
     key.usage.record(permit.caller(), expires_at, now);
     let left = expires_at.duration_since(now).unwrap_or_default();
     let expires_in = Duration::from_secs(left.as_secs());
-    Ok(Presigned { request, expires_at, expires_in, signer: Arc::clone(signer), key, issue_id })
+    Ok(Presigned { request, form_fields, expires_at, expires_in, signer: Arc::clone(signer), key, issue_id })
+}
+
+/// Signs a URL: the fast way, if the SDK agrees with it.
+async fn sign(presigner: &Presigner, operation: &Operation, terms: &Terms<'_>) -> Result<SignedRequest, Error> {
+    match &presigner.fast {
+        Some(fast) if fast.trusted() => {
+            let request = fast.sign(operation.plain()?, terms)?;
+            Ok(if fast.due() { fast.reconcile(request, operation.sdk(terms).await?) } else { request })
+        }
+        _ => operation.sdk(terms).await,
+    }
 }
 
 /// The life of a URL signed at `start`: no longer than `ttl`, and no longer
@@ -210,8 +246,6 @@ fn derived_id(permit: &Permit<Ask>, window_start: SystemTime) -> Ulid {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use aws_credential_types::Credentials;
     use aws_sdk_s3::types::StorageClass;
     use futures_util::FutureExt as _;
@@ -221,11 +255,22 @@ mod tests {
     use super::*;
     use crate::config::BucketSettings;
     use crate::ops::upload::{Checksum, Encryption};
-    use crate::signer::Presigner;
+    use crate::ops::upload_plan::Plan;
+    use crate::ops::upload_token::Session;
 
     /// What `wire` lets through as a header.
     fn header() -> impl Strategy<Value = String> {
         "[!-~]{1,8}( [!-~]{1,8}){0,2}"
+    }
+
+    fn checksum() -> impl Strategy<Value = Checksum> {
+        prop_oneof![
+            any::<[u8; 4]>().prop_map(Checksum::Crc32),
+            any::<[u8; 4]>().prop_map(Checksum::Crc32c),
+            any::<[u8; 8]>().prop_map(Checksum::Crc64nvme),
+            any::<[u8; 20]>().prop_map(Checksum::Sha1),
+            any::<[u8; 32]>().prop_map(Checksum::Sha256),
+        ]
     }
 
     fn operation() -> impl Strategy<Value = Operation> {
@@ -241,13 +286,6 @@ mod tests {
                 cache_window: None,
             })
         });
-        let checksum = prop_oneof![
-            any::<[u8; 4]>().prop_map(Checksum::Crc32),
-            any::<[u8; 4]>().prop_map(Checksum::Crc32c),
-            any::<[u8; 8]>().prop_map(Checksum::Crc64nvme),
-            any::<[u8; 20]>().prop_map(Checksum::Sha1),
-            any::<[u8; 32]>().prop_map(Checksum::Sha256),
-        ];
         let encryption = prop_oneof![
             Just(Encryption::S3),
             (of("[a-z0-9:/-]{1,30}"), any::<bool>())
@@ -255,7 +293,7 @@ mod tests {
         ];
         let map = |names: &'static str, values: &'static str| proptest::collection::btree_map(names, values, 0..4);
         let upload = (
-            (of(header()), of(0..5_u64 << 30), of(checksum), any::<bool>()),
+            (of(header()), of(0..5_u64 << 30), of(checksum()), any::<bool>()),
             (map("[a-z0-9-]{1,8}", "[!-~]{1,8}( [!-~]{1,8}){0,2}"), map("[a-zé+=@ ]{1,8}", "[a-zé+=@ ]{0,8}")),
             (of(header()), of(header()), of(Just(StorageClass::GlacierIr)), of(encryption)),
         );
@@ -275,11 +313,29 @@ mod tests {
                 encryption,
             })
         });
+        let part = ("[A-Za-z0-9._~+/= -]{1,130}", 6_u64 << 20..5 << 40, any::<u32>(), of(checksum()));
+        let part = part.prop_map(|(upload_id, size, number, checksum)| {
+            let plan = Plan::new(size, None).unwrap();
+            let session = Session {
+                bucket: BucketName::parse("photos").unwrap(),
+                key: ObjectKey::parse("any").unwrap(),
+                upload_id,
+                id: Ulid::nil(),
+                plan,
+                algorithm: None,
+                create_only: false,
+                content_type: None,
+                deadline: at(0),
+            };
+            let number = 1 + number % plan.count();
+            Operation::Part(Part { session: Arc::new(session), number, checksum })
+        });
         prop_oneof![
             download,
             upload,
             version().prop_map(|version_id| Operation::Head(Head { version_id })),
             version().prop_map(|version_id| Operation::Delete(Delete { version_id })),
+            part,
         ]
     }
 
@@ -315,7 +371,7 @@ mod tests {
             let issue_id = id.map(|random| Ulid::from_parts(1_790_000_000_000, random));
             let terms = Terms { client: &presigner.client, bucket, key: &key, start, expires, issue_id };
             let sdk = operation.sdk(&terms).now_or_never().expect("no I/O")?;
-            let fast = presigner.fast.as_ref().expect("the two agree").sign(operation.plain(), &terms)?;
+            let fast = presigner.fast.as_ref().expect("the two agree").sign(operation.plain()?, &terms)?;
             prop_assert_eq!(fast.url, sdk.url);
             prop_assert_eq!(fast.headers, sdk.headers);
             prop_assert_eq!(fast.method, sdk.method);

@@ -54,7 +54,55 @@ pub enum Checksum {
     Sha256([u8; 32]),
 }
 
+/// An algorithm of checksums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Algorithm {
+    /// CRC-32.
+    Crc32,
+    /// CRC-32C.
+    Crc32c,
+    /// CRC-64/NVME.
+    Crc64nvme,
+    /// SHA-1.
+    Sha1,
+    /// SHA-256.
+    Sha256,
+}
+
+impl Algorithm {
+    /// Whether the checksum of an object uploaded in parts is one of the parts'
+    /// checksums. CRCs are of the full object.
+    #[must_use]
+    pub fn is_composite(self) -> bool {
+        matches!(self, Self::Sha1 | Self::Sha256)
+    }
+
+    /// Its name, as the API's fields and the audit trail have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Crc32 => "crc32",
+            Self::Crc32c => "crc32c",
+            Self::Crc64nvme => "crc64nvme",
+            Self::Sha1 => "sha1",
+            Self::Sha256 => "sha256",
+        }
+    }
+}
+
 impl Checksum {
+    /// Its algorithm.
+    #[must_use]
+    pub fn algorithm(&self) -> Algorithm {
+        match self {
+            Self::Crc32(_) => Algorithm::Crc32,
+            Self::Crc32c(_) => Algorithm::Crc32c,
+            Self::Crc64nvme(_) => Algorithm::Crc64nvme,
+            Self::Sha1(_) => Algorithm::Sha1,
+            Self::Sha256(_) => Algorithm::Sha256,
+        }
+    }
+
     /// As a header of `PutObject`: its name, and its value in Base64.
     #[must_use]
     pub fn header(&self) -> (&'static str, String) {

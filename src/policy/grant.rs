@@ -104,27 +104,82 @@ pub struct GrantSettings {
     pub checksum: bool,
 }
 
+/// What is to be uploaded, as far as ceilings go.
+#[derive(Clone, Copy, Debug)]
+pub struct Load<'a> {
+    /// How.
+    pub kind: LoadKind,
+    /// How large it may become, in bytes, at the most. `None`: any size.
+    pub size: Option<u64>,
+    /// Its media type, if that is bound.
+    pub content_type: Option<&'a str>,
+    /// Whether it can't overwrite anything.
+    pub create_only: bool,
+    /// Whether S3 verifies all of its bytes.
+    pub checksum: bool,
+}
+
+/// How something is uploaded: whose fields a refusal names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadKind {
+    /// In one request.
+    Whole,
+    /// In parts.
+    Parts,
+    /// By a form.
+    Form,
+}
+
+impl LoadKind {
+    /// The fields of size, media type, `create_only` and checksum.
+    fn fields(self) -> [&'static str; 4] {
+        match self {
+            Self::Whole => ["upload.content_length", "upload.content_type", "upload.create_only", "upload.checksum"],
+            Self::Parts => ["size", "upload.content_type", "upload.create_only", "checksum_algorithm"],
+            Self::Form => ["form_upload.max_size", "form_upload.content_type", "operation", "operation"],
+        }
+    }
+
+    /// What must be, which no form can promise.
+    fn or_else(self, must: &str) -> &str {
+        if self == Self::Form { "be `upload`: a form can't promise what the grant asks for" } else { must }
+    }
+}
+
+impl<'a> From<&'a Upload> for Load<'a> {
+    fn from(upload: &'a Upload) -> Self {
+        Self {
+            kind: LoadKind::Whole,
+            size: upload.content_length,
+            content_type: upload.content_type.as_deref(),
+            create_only: upload.create_only,
+            checksum: upload.checksum.is_some(),
+        }
+    }
+}
+
 impl GrantSettings {
     /// What an upload lacks to be within the ceilings. Empty: nothing.
     #[must_use]
-    pub fn lacks(&self, upload: &Upload) -> Vec<Violation> {
+    pub fn lacks(&self, load: &Load<'_>) -> Vec<Violation> {
         let mut lacks = Vec::new();
+        let [size, content_type, create_only, checksum] = load.kind.fields();
         if let Some(max) = self.max_size
-            && upload.content_length.is_none_or(|length| length > max)
+            && load.size.is_none_or(|bytes| bytes > max)
         {
-            lacks.push(Violation::new("upload.content_length", format!("be given, and be at most {max} bytes")));
+            lacks.push(Violation::new(size, format!("be given, and be at most {max} bytes")));
         }
         if let Some(ranges) = &self.content_types
-            && !upload.content_type.as_deref().is_some_and(|given| ranges.iter().any(|range| range.has(given)))
+            && !load.content_type.is_some_and(|given| ranges.iter().any(|range| range.has(given)))
         {
             let ranges: Vec<_> = ranges.iter().map(|range| format!("`{}`", range.0)).collect();
-            lacks.push(Violation::new("upload.content_type", format!("be given, and be {}", ranges.join(" or "))));
+            lacks.push(Violation::new(content_type, format!("be given, and be {}", ranges.join(" or "))));
         }
-        if self.create_only && !upload.create_only {
-            lacks.push(Violation::new("upload.create_only", "be true"));
+        if self.create_only && !load.create_only {
+            lacks.push(Violation::new(create_only, load.kind.or_else("be true")));
         }
-        if self.checksum && upload.checksum.is_none() {
-            lacks.push(Violation::new("upload.checksum", "be given"));
+        if self.checksum && !load.checksum {
+            lacks.push(Violation::new(checksum, load.kind.or_else("be given")));
         }
         lacks
     }

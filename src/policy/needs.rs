@@ -2,11 +2,14 @@
 
 use std::fmt;
 
-use super::grant::Action;
+use super::grant::{Action, Load, LoadKind};
 use crate::object::BucketName;
+use crate::ops::form_upload::ContentType;
 use crate::ops::presign::Operation;
-use crate::ops::upload::Upload;
-use crate::ops::{inspect, list, presign, revoke, signers, stat};
+use crate::ops::upload_token::Session;
+use crate::ops::{
+    abort_upload, complete_upload, inspect, list, list_parts, presign, revoke, sign_parts, signers, start_upload, stat,
+};
 
 /// What has to be granted for an ask to be done.
 #[derive(Clone, Copy, Debug)]
@@ -16,7 +19,7 @@ pub struct Need<'a> {
     /// To what.
     pub on: Scope<'a>,
     /// What is to be uploaded.
-    pub upload: Option<&'a Upload>,
+    pub upload: Option<Load<'a>>,
 }
 
 /// What an ask is about.
@@ -64,13 +67,82 @@ impl Ask for OfSigner<'_> {
 
 impl Ask for presign::Ask {
     fn needs(&self) -> Need<'_> {
+        let mut on = Scope::Key(&self.bucket, self.key.as_str());
         let (action, upload) = match &self.operation {
             Operation::Download(_) => (Action::Download, None),
-            Operation::Upload(upload) => (Action::Upload, Some(upload)),
+            Operation::Upload(upload) => (Action::Upload, Some(upload.into())),
             Operation::Head(_) => (Action::Head, None),
             Operation::Delete(_) => (Action::Delete, None),
+            Operation::Part(part) => (Action::Upload, Some(part.session.load())),
+            Operation::FormUpload(form) => {
+                if form.key_prefix_only {
+                    on = Scope::Prefix(&self.bucket, self.key.as_str());
+                }
+                let load = Load {
+                    kind: LoadKind::Form,
+                    size: Some(form.max_size),
+                    content_type: match &form.content_type {
+                        ContentType::Exactly(content_type) => Some(content_type),
+                        // Whatever may follow is in no range for certain.
+                        ContentType::Default | ContentType::Prefix(_) => None,
+                    },
+                    create_only: false,
+                    checksum: false,
+                };
+                (Action::Upload, Some(load))
+            }
         };
-        Need { action, on: Scope::Key(&self.bucket, self.key.as_str()), upload }
+        Need { action, on, upload }
+    }
+}
+
+impl Ask for start_upload::Ask {
+    fn needs(&self) -> Need<'_> {
+        let load = Load {
+            kind: LoadKind::Parts,
+            size: Some(self.plan.size()),
+            content_type: self.upload.content_type.as_deref(),
+            create_only: self.upload.create_only,
+            checksum: self.algorithm.is_some(),
+        };
+        let on = Scope::Key(&self.bucket, self.key.as_str());
+        Need { action: Action::Upload, on, upload: Some(load) }
+    }
+}
+
+/// What it takes to go on with an upload: what it took to start it, and that is
+/// looked at again.
+fn going_on(session: &Session) -> Need<'_> {
+    Need { upload: Some(session.load()), ..looking_at(session) }
+}
+
+/// Whoever may upload may see what there is of it, and give it up.
+fn looking_at(session: &Session) -> Need<'_> {
+    let on = Scope::Key(&session.bucket, session.key.as_str());
+    Need { action: Action::Upload, on, upload: None }
+}
+
+impl Ask for sign_parts::Ask {
+    fn needs(&self) -> Need<'_> {
+        going_on(&self.session)
+    }
+}
+
+impl Ask for complete_upload::Ask {
+    fn needs(&self) -> Need<'_> {
+        going_on(&self.session)
+    }
+}
+
+impl Ask for list_parts::Ask {
+    fn needs(&self) -> Need<'_> {
+        looking_at(&self.session)
+    }
+}
+
+impl Ask for abort_upload::Ask {
+    fn needs(&self) -> Need<'_> {
+        looking_at(&self.session)
     }
 }
 

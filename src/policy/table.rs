@@ -4,10 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::grant::{Action, CallerPattern, GrantSettings, PrefixTemplate, Segment, segments};
+use super::grant::{Action, CallerPattern, GrantSettings, Load, PrefixTemplate, Segment, segments};
 use crate::error::Violation;
 use crate::object::{BucketName, Lifetime, PrefixMap};
-use crate::ops::upload::Upload;
 
 /// All grants. A look-up goes by the caller, then by the bucket, then by the
 /// prefix; only grants that have all three in common, templates apart, are
@@ -63,7 +62,7 @@ pub struct Question<'a> {
     /// A key, or a prefix that is wanted whole.
     pub key: &'a str,
     /// What is to be uploaded, for the ceilings.
-    pub upload: Option<&'a Upload>,
+    pub upload: Option<Load<'a>>,
 }
 
 /// What the grants say.
@@ -140,7 +139,7 @@ impl Grants {
             let Some((_, prefixes)) = given.iter().find(|(number, _)| number == bucket) else { return };
             for Rule { actions, template, max_ttl, grant } in prefixes.covering(question.key).flatten() {
                 if actions & action != 0 && covers(template.as_deref()) {
-                    let lacks = question.upload.map(|upload| grant.lacks(upload)).unwrap_or_default();
+                    let lacks = question.upload.as_ref().map(|load| grant.lacks(load)).unwrap_or_default();
                     let this = if lacks.is_empty() { Verdict::Granted(*max_ttl) } else { Verdict::OverCeiling(lacks) };
                     verdict = std::mem::replace(&mut verdict, Verdict::NotGranted).or(this);
                 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::grant::{CallerPattern, GrantSettings, PrefixTemplate};
+use super::grant::{CallerPattern, GrantSettings, Load, PrefixTemplate};
 use super::*;
 use crate::object::ObjectKey;
 use crate::ops::delete::Delete;
@@ -390,14 +390,14 @@ proptest! {
             (settings, pattern, prefix)
         }).collect();
         let upload = Upload { content_length: length, create_only, ..Upload::default() };
-        let upload = (action == Action::Upload).then_some(&upload);
+        let upload = (action == Action::Upload).then(|| Load::from(&upload));
         let mut scan = Verdict::NotGranted;
         for (grant, pattern, prefix) in &grants {
             let covers = fill(prefix, &caller).is_some_and(|prefix| key.starts_with(&prefix));
             if !(covers && fits(pattern, &caller) && grant.bucket.as_str() == bucket_name && grant.actions.contains(&action)) {
                 continue;
             }
-            let lacks = upload.map(|upload| grant.lacks(upload)).unwrap_or_default();
+            let lacks = upload.as_ref().map(|load| grant.lacks(load)).unwrap_or_default();
             scan = match (scan, lacks.is_empty()) {
                 (Verdict::Granted(None), _) => Verdict::Granted(None),
                 (Verdict::Granted(life), true) => Verdict::Granted(grant.max_ttl.and_then(|this| life.map(|life| life.max(this)))),

@@ -295,7 +295,7 @@ impl Store {
 }
 
 /// Settings for calls that take as long as the object is large.
-fn patient() -> aws_sdk_s3::config::Builder {
+pub(super) fn patient() -> aws_sdk_s3::config::Builder {
     let timeouts =
         TimeoutConfig::builder().connect_timeout(Duration::from_secs(2)).operation_attempt_timeout(PATIENCE).build();
     aws_sdk_s3::Config::builder().timeout_config(timeouts)

@@ -271,6 +271,30 @@ impl FileAccess for Constant {
     ) -> Result<Response<pb::BatchPresignResponse>, Status> {
         Err(Status::unimplemented("not part of the floor"))
     }
+    async fn start_upload(
+        &self,
+        _: Request<pb::StartUploadRequest>,
+    ) -> Result<Response<pb::StartUploadResponse>, Status> {
+        Err(Status::unimplemented("not part of the floor"))
+    }
+    async fn sign_parts(&self, _: Request<pb::SignPartsRequest>) -> Result<Response<pb::SignPartsResponse>, Status> {
+        Err(Status::unimplemented("not part of the floor"))
+    }
+    async fn list_parts(&self, _: Request<pb::ListPartsRequest>) -> Result<Response<pb::ListPartsResponse>, Status> {
+        Err(Status::unimplemented("not part of the floor"))
+    }
+    async fn complete_upload(
+        &self,
+        _: Request<pb::CompleteUploadRequest>,
+    ) -> Result<Response<pb::CompleteUploadResponse>, Status> {
+        Err(Status::unimplemented("not part of the floor"))
+    }
+    async fn abort_upload(
+        &self,
+        _: Request<pb::AbortUploadRequest>,
+    ) -> Result<Response<pb::AbortUploadResponse>, Status> {
+        Err(Status::unimplemented("not part of the floor"))
+    }
     async fn list(&self, _: Request<pb::ListRequest>) -> Result<Response<pb::ListResponse>, Status> {
         Err(Status::unimplemented("not part of the floor"))
     }

@@ -28,6 +28,7 @@ mod sidecar;
 mod signer_rotation;
 mod stage;
 mod tools;
+mod uploads;
 mod vaults;
 
 use std::pin::Pin;
@@ -73,6 +74,7 @@ fn main() {
         .chain(audit::cases())
         .chain(signer_rotation::cases())
         .chain(object_rotation::cases())
+        .chain(uploads::cases())
     {
         trials.push(trial(&format!("embedded::{name}"), move || case(Backend::Embedded), true));
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));

@@ -14,6 +14,7 @@ use fileaccess::dev;
 use fileaccess::dev::iam::MemoryIam;
 use fileaccess::issuer::Iam;
 use fileaccess::object::BucketName;
+use fileaccess::ops::upload_token::TokenKey;
 use fileaccess::pb;
 use fileaccess::pb::file_access_client::FileAccessClient;
 use fileaccess::pb::presign_request::Operation;
@@ -149,7 +150,8 @@ impl Stage {
             };
             signers.insert(name.clone(), source);
         }
-        let sources = Sources { identity: SharedCredentialsProvider::new(identity.clone()), signers };
+        let sources =
+            Sources { identity: SharedCredentialsProvider::new(identity.clone()), signers, tokens: TokenKey::random() };
         let trail = tempfile::tempdir().expect("a temporary folder");
         let audit = trail.path().join("audit.jsonl");
         settings.audit = AuditSettings { stdout: false, file: Some(audit.clone()), ..settings.audit };
