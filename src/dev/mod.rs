@@ -2,6 +2,7 @@
 //! of its own. No account, no settings, no network.
 
 pub mod demo;
+pub mod forms;
 pub mod iam;
 pub mod s3;
 

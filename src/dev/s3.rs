@@ -33,6 +33,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::checksum::ChecksumHasher;
+use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::crypto::{Checksum as _, Md5, Sha256};
 use s3s::dto;
 #[allow(clippy::wildcard_imports, reason = "fifty names of one vocabulary")]
@@ -43,6 +44,7 @@ use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 
+use super::forms::Forms;
 use super::iam::MemoryIam;
 
 /// Where an object's metadata has its key: no header has such a name.
@@ -58,6 +60,8 @@ const MIN_PART_BYTES: i64 = 5 << 20;
 /// The longest life of a presigned URL, in seconds.
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>
 const MAX_EXPIRES: u64 = 604_800;
+/// How far a signing time may be off, in seconds: as long as a form may live.
+const MAX_SKEW: u32 = 604_800;
 /// What a listing with `encoding-type=url` leaves as it is.
 const LISTED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -106,14 +110,6 @@ impl S3Access for Rules {
             }
             _ => Ok(()),
         }
-    }
-
-    async fn post_object(&self, request: &mut S3Request<PostObjectInput>) -> S3Result<()> {
-        // `s3s` would take it for the key's own text.
-        if request.input.key.contains("${filename}") {
-            return Err(cannot("does not fill in `${filename}`"));
-        }
-        Ok(())
     }
 }
 
@@ -203,6 +199,11 @@ pub fn service(root: &Path, iam: MemoryIam) -> io::Result<S3Service> {
         S3ServiceBuilder::new(Store { files, root: root.clone(), lock: Arc::default(), known: Mutex::default() });
     builder.set_auth(Keys(iam));
     builder.set_access(Rules { root });
+    // `s3s` refuses forms that were signed longer ago than this, S3 those whose
+    // policy has expired.
+    let mut config = S3Config::default();
+    config.presigned_url_max_skew_time_secs = MAX_SKEW;
+    builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
     Ok(builder.build())
 }
 
@@ -215,6 +216,7 @@ pub async fn serve(listener: TcpListener, service: S3Service, until: impl Future
     if !address.ip().is_loopback() {
         return Err(io::Error::other(format!("`{address}` is not loopback, as the embedded S3 must be")));
     }
+    let service = Forms::from(service);
     let graceful = GracefulShutdown::new();
     let mut until = pin!(until);
     loop {

@@ -11,6 +11,7 @@ mod certificates;
 mod contract;
 mod delays;
 mod fleet;
+mod forms;
 mod grants;
 mod hostile;
 mod inspect;
@@ -75,6 +76,7 @@ fn main() {
         .chain(signer_rotation::cases())
         .chain(object_rotation::cases())
         .chain(uploads::cases())
+        .chain(forms::cases())
     {
         trials.push(trial(&format!("embedded::{name}"), move || case(Backend::Embedded), true));
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
