@@ -157,7 +157,7 @@ pub enum Asked {
     /// The signers.
     Signers,
     /// The end of URLs.
-    Revoke(Revoke),
+    Revoke(Box<Revoke>),
     /// Something about an upload in parts.
     Upload(Upload),
 }
@@ -289,7 +289,7 @@ impl From<&revoke::Ask> for Asked {
             Target::Object(bucket, key) => revoke.object = Some((bucket.clone(), key.clone())),
             Target::KeyOfUrl(id) => revoke.old_key = Some(id.clone()),
         }
-        Self::Revoke(revoke)
+        Self::Revoke(Box::new(revoke))
     }
 }
 
@@ -687,7 +687,7 @@ mod tests {
             reason: "posted\u{2028}in a chat".into(),
             ..Revoke::default()
         };
-        let entry = audit.open(Caller::user(1), Asked::Revoke(revoke), SystemTime::UNIX_EPOCH).await.unwrap();
+        let entry = audit.open(Caller::user(1), Asked::Revoke(Box::new(revoke)), SystemTime::UNIX_EPOCH).await.unwrap();
         entry.close::<()>(&Err(Error::NoCaller));
         assert!(audit.flush(Duration::from_secs(5)));
         let text = std::fs::read_to_string(&file).unwrap();

@@ -27,6 +27,10 @@ use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName};
 use rand::seq::SliceRandom as _;
 
+/// As the binary has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const GRANTS: usize = 10_000;
 const PASSES: usize = 300;
 /// In ns.
