@@ -16,6 +16,7 @@ pub mod audit;
 mod aws;
 pub mod caller;
 pub mod cli;
+pub mod client;
 pub mod config;
 #[cfg(test)]
 #[path = "../tests/it/contract.rs"]

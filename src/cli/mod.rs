@@ -1,7 +1,10 @@
 //! The subcommands, one function each.
 
 mod bootstrap;
+mod files;
 mod operate;
+mod put;
+mod service;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -46,6 +49,16 @@ enum Command {
     /// with 0 only if all went as told.
     #[cfg(feature = "dev")]
     Demo,
+    /// Upload files.
+    Put(put::Put),
+    /// Download a file.
+    Get(files::Get),
+    /// List what is stored.
+    Ls(files::Ls),
+    /// Print a presigned URL.
+    Url(files::Url),
+    /// Remove files.
+    Rm(files::Rm),
     /// Run the service.
     Serve {
         /// The settings file (TOML). Variables `FILEACCESS_SECTION__FIELD`
@@ -61,7 +74,7 @@ enum Command {
     /// Tell what a presigned URL is, and whether it is good.
     Inspect(operate::Inspect),
     /// List the signers: whose keys sign which URLs.
-    Signers(operate::Server),
+    Signers(service::Server),
     /// Tell who was given a URL: from the URL, its issue id, or lines of an S3
     /// server access log, with the audit trail.
     Trace(trace::Trace),
@@ -128,6 +141,11 @@ pub fn main() -> ExitCode {
                 block_on(serve(settings, file))
             })
         }
+        Command::Put(ask) => interruptible(put::run(ask)),
+        Command::Get(ask) => interruptible(files::get(ask)),
+        Command::Ls(ask) => block_on(files::ls(ask)),
+        Command::Url(ask) => block_on(files::url(ask)),
+        Command::Rm(ask) => block_on(files::rm(ask)),
         Command::Revoke(ask) => block_on(operate::revoke(ask)),
         Command::Inspect(ask) => block_on(operate::inspect(ask)),
         Command::Signers(server) => block_on(operate::signers(&server)),
@@ -203,6 +221,15 @@ pub fn shutdown_signal() -> std::io::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     })
+}
+
+/// As [`block_on`], without waiting in the end for a thread that reads or writes
+/// what may never come or go.
+fn interruptible(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::running)?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
 }
 
 /// One thread accepts and keeps the keys; the threads of [`server::run`] serve.

@@ -2,45 +2,22 @@
 //! running service.
 
 use std::io::Read as _;
-use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 use serde_json::{Value, json};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
 
 use super::Failure;
+use super::service::Server;
+use crate::client::Error;
 use crate::pb;
 use crate::pb::file_access_client::FileAccessClient;
 use crate::pb::revoke_request::Target;
 use crate::pb::revoke_response::Outcome;
-use crate::signer::presign::chain;
 
 type Client = FileAccessClient<Channel>;
-
-/// Which service is asked, and how its answers are printed.
-#[derive(Args)]
-pub(super) struct Server {
-    /// The service: `http://HOST:PORT`, `https://HOST:PORT` or `unix:/PATH`.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051", env = "FILEACCESS_SERVER")]
-    #[allow(clippy::struct_field_names, reason = "it is the option's name")]
-    server: String,
-    /// With https: the PEM file of the authority that has signed the service's
-    /// certificate.
-    #[arg(long, value_name = "FILE", env = "FILEACCESS_CA")]
-    ca: Option<PathBuf>,
-    /// With https: the PEM file of our own certificate.
-    #[arg(long, value_name = "FILE", requires = "key", env = "FILEACCESS_CERTIFICATE")]
-    certificate: Option<PathBuf>,
-    /// With https: the PEM file of its key.
-    #[arg(long, value_name = "FILE", requires = "certificate", env = "FILEACCESS_KEY")]
-    key: Option<PathBuf>,
-    /// One JSON object a line.
-    #[arg(long)]
-    json: bool,
-}
 
 /// What `fileaccess revoke` is told.
 #[derive(Args)]
@@ -93,50 +70,9 @@ pub(super) struct Inspect {
     server: Server,
 }
 
-impl Server {
-    fn connect(&self) -> Result<Client, Failure> {
-        let server = match self.server.strip_prefix("unix:") {
-            // As gRPC's naming has it, with or without slashes before the path.
-            Some(path) => format!("unix:///{}", path.trim_start_matches('/')),
-            None => self.server.clone(),
-        };
-        let wrong = |e: &dyn std::fmt::Display| Failure::usage(format!("--server `{}`: {e}", self.server));
-        let mut endpoint = Endpoint::from_shared(server.clone()).map_err(|e| wrong(&e))?;
-        endpoint = endpoint.connect_timeout(Duration::from_secs(5));
-        if server.starts_with("https:") {
-            let read =
-                |path: &PathBuf| std::fs::read(path).map_err(|e| Failure::usage(format!("`{}`: {e}", path.display())));
-            let ca = self.ca.as_ref().ok_or_else(|| Failure::usage("--ca is needed with https"))?;
-            let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
-            if let (Some(certificate), Some(key)) = (&self.certificate, &self.key) {
-                tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
-            }
-            endpoint = endpoint.tls_config(tls).map_err(|e| wrong(&e))?;
-        }
-        Ok(FileAccessClient::new(endpoint.connect_lazy()))
-    }
-
-    /// Prints `value` as JSON, or else the lines of `text`.
-    fn print(&self, value: impl FnOnce() -> Value, text: impl FnOnce() -> String) {
-        if self.json {
-            println!("{}", value());
-        } else {
-            println!("{}", text());
-        }
-    }
-}
-
 /// A status as one line: the code, the reason, and what it says.
-fn failed(status: &Status) -> Failure {
-    let details = status.get_error_details();
-    if details.error_info().is_none()
-        && let Some(source) = std::error::Error::source(status)
-    {
-        // Not the service's own answer.
-        return Failure::running(format!("the service can't be reached: {}", chain(source)));
-    }
-    let reason = details.error_info().map(|info| format!(" ({})", info.reason)).unwrap_or_default();
-    Failure::running(format!("{:?}{reason}: {}", status.code(), status.message()))
+fn failed(status: Status) -> Failure {
+    Error::from(status).into()
 }
 
 fn url_of(text: &str) -> Result<String, Failure> {
@@ -177,12 +113,12 @@ pub(super) async fn revoke(ask: Revoke) -> Result<(), Failure> {
         request_id,
         dry_run: true,
     };
-    let mut client = ask.server.connect()?;
+    let mut client = ask.server.connect()?.api();
     let mut signer = None;
     // What would end is told before it does. An object may have been moved by an
     // earlier attempt, so that there is nothing to tell of it any more.
     if ask.dry_run || object.is_none() {
-        let dry = client.revoke(request.clone()).await.map_err(|e| failed(&e))?.into_inner();
+        let dry = client.revoke(request.clone()).await.map_err(failed)?.into_inner();
         print_radius(&ask.server, &dry);
         signer = dry.blast_radius.map(|radius| radius.signer);
     }
@@ -204,7 +140,7 @@ pub(super) async fn revoke(ask: Revoke) -> Result<(), Failure> {
                     request.request_id
                 )));
             }
-            Err(status) => return Err(failed(&status)),
+            Err(status) => return Err(failed(status)),
         }
     };
     print_end(&ask.server, &done, told, begun.elapsed());
@@ -354,7 +290,7 @@ fn print_end(server: &Server, done: &pb::RevokeResponse, told: usize, took: Dura
 /// What the service answers.
 pub(super) async fn inspect(ask: Inspect) -> Result<(), Failure> {
     let request = pb::InspectRequest { url: url_of(&ask.url)? };
-    let found = ask.server.connect()?.inspect(request).await.map_err(|e| failed(&e))?.into_inner();
+    let found = ask.server.connect()?.api().inspect(request).await.map_err(failed)?.into_inner();
     let state = found.state().as_str_name().trim_start_matches("STATE_").to_owned();
     let lines = [
         ("state", state),
@@ -381,7 +317,7 @@ pub(super) async fn inspect(ask: Inspect) -> Result<(), Failure> {
 /// # Errors
 /// What the service answers.
 pub(super) async fn signers(server: &Server) -> Result<(), Failure> {
-    let listed = server.connect()?.list_signers(pb::ListSignersRequest {}).await.map_err(|e| failed(&e))?;
+    let listed = server.connect()?.api().list_signers(pb::ListSignersRequest {}).await.map_err(failed)?;
     for signer in listed.into_inner().signers {
         let kind = signer.kind().as_str_name().trim_start_matches("SIGNER_KIND_").to_lowercase().replace('_', "-");
         let routes: Vec<_> = signer.routes.iter().map(|r| format!("{}/{}", r.bucket, r.prefix)).collect();
@@ -417,7 +353,7 @@ pub(super) async fn signers(server: &Server) -> Result<(), Failure> {
 }
 
 /// RFC 3339 in UTC, to the millisecond; empty if there is none.
-fn time(time: Option<prost_types::Timestamp>) -> String {
+pub(super) fn time(time: Option<prost_types::Timestamp>) -> String {
     time.and_then(|time| SystemTime::try_from(time).ok())
         .map(|time| humantime::format_rfc3339_millis(time).to_string())
         .unwrap_or_default()
