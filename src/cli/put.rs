@@ -10,6 +10,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
+use tonic::Code;
 
 use super::files::{Meter, Parallel};
 use super::service::Server;
@@ -210,32 +211,10 @@ async fn spool() -> Result<Source, Failure> {
 
 async fn put(ask: &Put, client: &Client, open: &Open, file: File, meter: &Meter) -> Result<(), Failure> {
     let File { source, path, bucket, key } = file;
+    let source = Arc::new(source);
     let name = source.to_string();
     let state = path.as_ref().and_then(|path| State::of(&ask.server.server, path, &bucket, &key)).map(Arc::new);
-    let kept = state.as_ref().and_then(|state| state.read());
-    let is_same = |kept: &Kept| kept.size == source.size() && kept.modified == since_epoch(source.modified());
-    let resume = match kept {
-        Some(kept) if ask.resume && is_same(&kept) => Some(kept.upload_token),
-        Some(kept) => {
-            // Begun anew: what is left of the other would cost storage for nothing.
-            eprintln!(
-                "fileaccess: `{name}`: an earlier upload is given up{}",
-                if ask.resume {
-                    ", because the file was changed since"
-                } else {
-                    "; --resume would have gone on with it"
-                }
-            );
-            if let Err(error) = client.abort(&kept.upload_token).await {
-                eprintln!("fileaccess: `{name}`: it could not be: {error}");
-            }
-            if let Some(state) = &state {
-                state.remove();
-            }
-            None
-        }
-        None => None,
-    };
+    let resume = earlier(ask, client, &source, state.as_deref()).await;
     let token = Arc::new(Mutex::new(resume.clone()));
     let started = {
         let (open, token, state) = (Arc::clone(open), Arc::clone(&token), state.clone());
@@ -262,7 +241,19 @@ async fn put(ask: &Put, client: &Client, open: &Open, file: File, meter: &Meter)
         resume,
         ..Upload::to(&bucket, &key)
     };
-    let done = client.upload(source, upload.on_progress(meter.share()).on_start(started)).await;
+    let upload = upload.on_progress(meter.share()).on_start(started);
+    let mut done = client.upload(Arc::clone(&source), upload.clone()).await;
+    if upload.resume.is_some()
+        && let Err(error) = &done
+        && matches!(error.code(), Some(Code::NotFound | Code::FailedPrecondition | Code::InvalidArgument))
+    {
+        eprintln!("fileaccess: `{name}`: the earlier upload can't be gone on with: {error}");
+        // Whatever is open of it is given up in the end.
+        open.lock().unwrap_or_else(PoisonError::into_inner).iter_mut().for_each(|opened| {
+            opened.resumable &= Some(&opened.token) != upload.resume.as_ref();
+        });
+        done = client.upload(source, Upload { resume: None, ..upload }).await;
+    }
     let token = token.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(token) = token
         && done.as_ref().err().is_none_or(Error::is_final)
@@ -276,30 +267,51 @@ async fn put(ask: &Put, client: &Client, open: &Open, file: File, meter: &Meter)
             done.is_err() || opened.token != token
         });
     }
-    let Uploaded { etag, size, checksum, parts_sent, parts_found } =
-        done.map_err(|error| Failure { message: format!("`{name}`: {error}"), ..Failure::from(error) })?;
-    meter.bar().suspend(|| {
-        ask.server.print(
-            || {
-                json!({
-                    "bucket": bucket,
-                    "key": key,
-                    "size": size,
-                    "etag": etag,
-                    "checksum": checksum,
-                    "parts_sent": parts_sent,
-                    "parts_found": parts_found,
-                })
-            },
-            || {
-                let parts = match (parts_sent, parts_found) {
-                    (0, 0) => String::new(),
-                    (sent, 0) => format!("  {sent} parts"),
-                    (sent, found) => format!("  {sent} parts, {found} were there"),
-                };
-                format!("{bucket}/{key}  {size} bytes  {checksum}{parts}")
-            },
-        );
-    });
+    let done = done.map_err(|error| Failure { message: format!("`{name}`: {error}"), ..Failure::from(error) })?;
+    meter.bar().suspend(|| print(&ask.server, &bucket, &key, &done));
     Ok(())
+}
+
+fn print(server: &Server, bucket: &str, key: &str, done: &Uploaded) {
+    let Uploaded { etag, size, checksum, parts_sent, parts_found } = done;
+    server.print(
+        || {
+            json!({
+                "bucket": bucket,
+                "key": key,
+                "size": size,
+                "etag": etag,
+                "checksum": checksum,
+                "parts_sent": parts_sent,
+                "parts_found": parts_found,
+            })
+        },
+        || {
+            let parts = match (parts_sent, parts_found) {
+                (0, 0) => String::new(),
+                (sent, 0) => format!("  {sent} parts"),
+                (sent, found) => format!("  {sent} parts, {found} were there"),
+            };
+            format!("{bucket}/{key}  {size} bytes  {checksum}{parts}")
+        },
+    );
+}
+
+/// The token of an earlier upload that is to be gone on with. Without
+/// `--resume`, or of a file that was changed since, it is given up: what is left
+/// of it would cost storage for nothing.
+async fn earlier(ask: &Put, client: &Client, source: &Source, state: Option<&State>) -> Option<String> {
+    let state = state?;
+    let kept = state.read()?;
+    let is_same = kept.size == source.size() && kept.modified == since_epoch(source.modified());
+    if ask.resume && is_same {
+        return Some(kept.upload_token);
+    }
+    let why = if is_same { "; --resume would have gone on with it" } else { ", because the file was changed since" };
+    eprintln!("fileaccess: `{source}`: an earlier upload is given up{why}");
+    if let Err(error) = client.abort(&kept.upload_token).await {
+        eprintln!("fileaccess: `{source}`: it could not be: {error}");
+    }
+    state.remove();
+    None
 }

@@ -9,6 +9,8 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
+use tonic::Code;
+
 use super::source::{FileBody, Source};
 use super::sum::{Algorithm, Sum, text};
 use super::{Client, Error, Meter, OnProgress, Progress, http, signed, unsigned};
@@ -118,15 +120,21 @@ impl Client {
     /// # Errors
     /// What the service or S3 answers; [`Error::Changed`] if the file was written
     /// to meanwhile.
-    pub async fn upload(&self, source: Source, ask: Upload) -> Result<Uploaded, Error> {
-        let source = Arc::new(source);
+    pub async fn upload(&self, source: impl Into<Arc<Source>>, ask: Upload) -> Result<Uploaded, Error> {
+        let source = source.into();
         let meter = Meter::new(source.size(), ask.progress.clone());
         if source.size() <= SINGLE_BYTES {
             return self.upload_at_once(&source, &ask, &meter).await;
         }
         let open = match &ask.resume {
             None => self.start(&source, &ask).await?,
-            Some(token) => self.found(&source, token).await?,
+            Some(token) => match self.found(&source, token).await {
+                // It may have been completed, by one who did not live to hear of it.
+                Err(error) if error.code() == Some(Code::NotFound) => {
+                    return self.completed(&source, token, &meter).await.map_err(|_| error);
+                }
+                open => open?,
+            },
         };
         if let Some(started) = &ask.started {
             started(&open.token);
@@ -243,6 +251,26 @@ impl Client {
             }
             page_token = page.next_page_token;
         }
+    }
+
+    /// What has become of an upload that has no parts any more.
+    async fn completed(&self, source: &Arc<Source>, token: &str, meter: &Meter) -> Result<Uploaded, Error> {
+        let sum = source.sum(0, source.size()).await?;
+        let request = pb::CompleteUploadRequest {
+            upload_token: token.to_owned(),
+            checksum: Some(sum.checksum()),
+            ..pb::CompleteUploadRequest::default()
+        };
+        let complete =
+            || self.call(request.clone(), |mut api, request| async move { api.complete_upload(request).await });
+        let done = self.persist(complete).await?;
+        let same = done.checksum == Some(sum.checksum()) && unsigned(done.size)? == source.size();
+        if done.composite || !same {
+            return Err(Error::Changed(source.to_string()));
+        }
+        meter.add(source.size());
+        let checksum = text(&sum.value());
+        Ok(Uploaded { etag: done.etag, size: source.size(), checksum, parts_sent: 0, parts_found: 0 })
     }
 
     async fn upload_parts(

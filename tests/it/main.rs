@@ -10,6 +10,7 @@ mod callers;
 mod certificates;
 mod contract;
 mod delays;
+mod files;
 mod fleet;
 mod forms;
 mod grants;
@@ -22,6 +23,7 @@ mod operate;
 mod outside;
 mod puppet;
 mod refusals;
+mod relay;
 mod replicas;
 mod revoke;
 mod service;
@@ -77,6 +79,7 @@ fn main() {
         .chain(object_rotation::cases())
         .chain(uploads::cases())
         .chain(forms::cases())
+        .chain(files::cases())
     {
         trials.push(trial(&format!("embedded::{name}"), move || case(Backend::Embedded), true));
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
@@ -99,6 +102,7 @@ fn main() {
         .chain(callers::cases())
         .chain(hostile::cases())
         .chain(operate::cases())
+        .chain(files::embedded_cases())
     {
         trials.push(trial(name, move || case(Backend::Embedded), true));
     }
