@@ -208,7 +208,8 @@ impl Error {
                     let wait = status.get_details_retry_info().and_then(|info| info.retry_delay);
                     wait.map(|wait| (ATTEMPTS, wait))
                 }
-                Code::Unavailable => Some((ATTEMPTS, Duration::ZERO)),
+                // What took too long may have been done meanwhile, and then asking again tells.
+                Code::Unavailable | Code::DeadlineExceeded => Some((ATTEMPTS, Duration::ZERO)),
                 // The connection broke in the middle of a call.
                 _ if self.code().is_none() && std::error::Error::source(status.as_ref()).is_some() => {
                     Some((ATTEMPTS, Duration::ZERO))

@@ -38,6 +38,11 @@ impl Seen {
         let (_, rest) = self.target.split_once("partNumber=")?;
         rest.split('&').next()?.parse().ok().filter(|_| self.method == "PUT")
     }
+
+    /// Whether it fetches a range of an object. The service's own calls never do.
+    pub fn is_fetch(&self) -> bool {
+        self.method == "GET" && !self.range.is_empty()
+    }
 }
 
 type Judged = Pin<Box<dyn Future<Output = Fate> + Send>>;
