@@ -92,6 +92,8 @@ enum Command {
 }
 
 /// Why a subcommand ended early, and with which exit code.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
 pub struct Failure {
     code: u8,
     message: String,

@@ -10,7 +10,7 @@
 //!
 //! # let any = ([127, 0, 0, 1], 0).into();
 //! # let options = dev::Options { data: None, listen: Listen::Tcp(any), s3_listen: any };
-//! # let dev = dev::Dev::start(&options).await.map_err(|e| e.to_string())?;
+//! # let dev = dev::Dev::start(&options).await?;
 //! # let address = format!("http://{}", dev.address);
 //! # let serving = tokio::spawn(dev.serve(std::future::pending()));
 //! # let folder = tempfile::tempdir()?;

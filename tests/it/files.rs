@@ -457,13 +457,26 @@ async fn a_range_that_breaks_off_is_gone_on_with(backend: Backend) {
     let desk = Desk::new(backend).await;
     let file = desk.file("big", 33 * MIB);
     desk.ok(&["put", "big", "files/big"]).await;
-    let count = Arc::new(AtomicUsize::new(0));
+    let ranges = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = Arc::clone(&ranges);
     desk.relay.judge(move |seen| {
-        let cut = seen.is_fetch() && count.fetch_add(1, Ordering::Relaxed) % 2 == 0;
-        async move { if cut { Fate::Cut } else { Fate::Pass } }
+        let fate = if seen.is_fetch() {
+            let mut log = log.lock().unwrap();
+            log.push(seen.range.clone());
+            [Fate::Short, Fate::Cut, Fate::Pass][log.len() % 3]
+        } else {
+            Fate::Pass
+        };
+        async move { fate }
     });
     desk.ok(&["get", "files/big", "back"]).await;
     assert_eq!(sha256(&desk.path("back")), sha256(&file));
+    let ranges = std::mem::take(&mut *ranges.lock().unwrap());
+    let starts: std::collections::BTreeSet<u64> =
+        ranges.iter().map(|range| range[6..].split('-').next().unwrap().parse().unwrap()).collect();
+    assert!(starts.iter().any(|start| start % (16 * MIB) != 0), "none goes on in the middle: {ranges:?}");
+    let piped = desk.run(&["get", "files/big", "-"]).await;
+    assert!(piped.stdout == std::fs::read(&file).unwrap(), "{}", String::from_utf8_lossy(&piped.stderr));
 }
 
 async fn an_interrupted_get_leaves_nothing(backend: Backend) {

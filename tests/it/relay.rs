@@ -4,9 +4,10 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -21,6 +22,8 @@ pub enum Fate {
     Status(u16),
     /// The connection is closed without an answer.
     Cut,
+    /// The connection is closed in the middle of the answer.
+    Short,
 }
 
 /// A request: its method, and its path and query.
@@ -112,8 +115,9 @@ async fn pass_on(
         target: request.uri().path_and_query().expect("a path").to_string(),
         range: header("range"),
     };
-    match judge(seen.clone()).await {
-        Fate::Pass => {}
+    let fate = judge(seen.clone()).await;
+    match fate {
+        Fate::Pass | Fate::Short => {}
         Fate::Cut => return Err(std::io::Error::other("cut")),
         Fate::Status(status) => {
             let status = StatusCode::from_u16(status).expect("a status");
@@ -130,8 +134,33 @@ async fn pass_on(
         .send()
         .await
         .map_err(std::io::Error::other)?;
+    if fate == Fate::Short {
+        let status = answer.status();
+        let mut short = Response::builder().status(status);
+        for (name, value) in answer.headers() {
+            short = short.header(name, value);
+        }
+        let mut bytes = answer.bytes().await.map_err(std::io::Error::other)?;
+        bytes.truncate(bytes.len() / 2);
+        return Ok(short.body(reqwest::Body::wrap(Half(Some(bytes)))).expect("a response"));
+    }
     if answer.status().is_success() {
         done.send_modify(|done| done.push(seen));
     }
     Ok::<_, Infallible>(answer.into()).map_err(|never| match never {})
+}
+
+/// A body that ends in an error.
+struct Half(Option<bytes::Bytes>);
+
+impl Body for Half {
+    type Data = bytes::Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, std::io::Error>>> {
+        Poll::Ready(Some(self.0.take().map(Frame::data).ok_or_else(|| std::io::Error::other("cut"))))
+    }
 }
