@@ -128,14 +128,18 @@ pub(super) async fn run(ask: Put) -> Result<(), Failure> {
     };
     // What was not finished can be gone on with, or is given up.
     let left = std::mem::take(&mut *open.lock().unwrap_or_else(PoisonError::into_inner));
-    let mut resumable = false;
-    for Opened { token, resumable: this } in left {
-        resumable |= this;
-        if !this && let Err(error) = client.abort(&token).await {
-            eprintln!(
-                "fileaccess: the upload could not be given up, and S3 keeps its parts until its deadline: {error}"
-            );
+    let resumable = left.iter().any(|opened| opened.resumable);
+    let give_up = async {
+        for Opened { token, .. } in left.iter().filter(|opened| !opened.resumable) {
+            if let Err(error) = client.abort(token).await {
+                eprintln!("fileaccess: an upload can't be given up, S3 keeps its parts: {error}");
+            }
         }
+    };
+    let impatient = shutdown_signal().map_err(Failure::running)?;
+    tokio::select! {
+        () = give_up => {}
+        () = impatient => eprintln!("fileaccess: interrupted again, S3 may keep parts of an upload"),
     }
     result.map_err(|mut failure| {
         if resumable {
@@ -245,7 +249,8 @@ async fn put(ask: &Put, client: &Client, open: &Open, file: File, meter: &Meter)
     let mut done = client.upload(Arc::clone(&source), upload.clone()).await;
     if upload.resume.is_some()
         && let Err(error) = &done
-        && matches!(error.code(), Some(Code::NotFound | Code::FailedPrecondition | Code::InvalidArgument))
+        && error.is_final()
+        && error.code().is_some_and(|code| code != Code::AlreadyExists)
     {
         eprintln!("fileaccess: `{name}`: the earlier upload can't be gone on with: {error}");
         // Whatever is open of it is given up in the end.

@@ -175,23 +175,30 @@ impl Error {
         }
     }
 
+    /// The stable reason that the service gives: the name of an `ErrorReason`
+    /// without its prefix.
+    #[must_use]
+    pub fn reason(&self) -> Option<String> {
+        match self {
+            Self::Service(status) => status.get_error_details().error_info().map(|info| info.reason.clone()),
+            _ => None,
+        }
+    }
+
     /// Whether an upload that has failed so can't be gone on with.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        match self {
-            Self::Changed(_) | Self::Corrupt { .. } => true,
-            Self::Service(_) => matches!(
-                self.code(),
+        matches!(self, Self::Changed(_) | Self::Corrupt { .. })
+            || matches!(
+                self.reason().as_deref(),
                 Some(
-                    Code::AlreadyExists
-                        | Code::NotFound
-                        | Code::InvalidArgument
-                        | Code::PermissionDenied
-                        | Code::FailedPrecondition
+                    "OBJECT_EXISTS"
+                        | "UPLOAD_NOT_FOUND"
+                        | "UPLOAD_MISMATCH"
+                        | "UPLOAD_EXPIRED"
+                        | "INVALID_UPLOAD_TOKEN"
                 )
-            ),
-            _ => false,
-        }
+            )
     }
 
     /// How often this may be tried in all, and the least wait before the next time.
