@@ -553,8 +553,8 @@ impl<'a> Line<'a> {
                 }
                 if let Some(issued) = issued {
                     // What was given, which the grant or the key may have cut short.
-                    let life = issued.expires_at.duration_since(record.time).unwrap_or_default();
-                    line.ttl = u32::try_from(life.as_millis().div_ceil(1000)).ok();
+                    let granted = issued.expires_at.duration_since(record.time).unwrap_or_default();
+                    line.ttl = u32::try_from(granted.as_millis().div_ceil(1000)).ok();
                     line.signer = Some(&issued.signer.name);
                     line.generation = Some(issued.key.generation);
                     line.access_key_id = Some(issued.key.credentials.access_key_id());

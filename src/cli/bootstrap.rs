@@ -13,6 +13,8 @@ use crate::config::{RouteSettings, Settings, SignerSettings, VaultSettings};
 use crate::issuer::Iam;
 use crate::rotation::keeper::version_of;
 use crate::rotation::plan::Goal;
+use crate::store::Store;
+use crate::store::cors::{self, Origin};
 
 /// The name of the inline policy of each signer's user.
 const POLICY: &str = "fileaccess-signer";
@@ -21,10 +23,11 @@ const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Makes the users, puts their policies, and makes their first keys. What is
 /// there already stays as it is, but for the policies, which follow the routes.
+/// Pages of the origins in `cors`, if there are any, may use the buckets' URLs.
 ///
 /// # Errors
 /// The first thing that can't be done. Running it again goes on from there.
-pub(super) async fn run(settings: Settings) -> Result<(), Failure> {
+pub(super) async fn run(settings: Settings, cors: &[Origin]) -> Result<(), Failure> {
     let sources = Sources::of(&settings).await;
     let iam = Iam::new(&settings.iam.region, settings.iam.endpoint.clone(), sources.identity.clone());
     let mut any = false;
@@ -56,22 +59,45 @@ pub(super) async fn run(settings: Settings) -> Result<(), Failure> {
             println!("signer `{name}`: key {} {}", done.key, done.step);
         }
     }
-    if !any {
+    if !cors.is_empty() {
+        for (name, bucket) in &settings.buckets {
+            let store = Store::new(bucket, sources.identity.clone());
+            let failed = |e| Failure::running(format!("bucket `{name}`: its CORS rules can't be set: {e}"));
+            let put = store.allow_origins(cors).await.map_err(failed)?;
+            println!("bucket `{name}`: CORS rule `{}` {}", cors::RULE, if put { "put" } else { "is there" });
+        }
+    } else if !any {
         println!("no signer of the settings is of the kind `iam-user`: there is nothing to make");
     }
     Ok(())
 }
 
-/// Prints the policies of all signers, and of the service's own identity.
+/// Prints the policies of all signers, and of the service's own identity, and
+/// the CORS rule for these origins, if there are any.
 ///
 /// # Errors
 /// None: all that is needed is in the settings.
-pub(super) fn print_policies(settings: &Settings) -> Result<(), Failure> {
+pub(super) fn print_policies(settings: &Settings, cors: &[Origin]) -> Result<(), Failure> {
     let users = iam_users(settings).map(|(name, _, _)| (name.to_owned(), signer_policy(settings, name)));
     let users: BTreeMap<String, Value> = users.collect();
-    let all = json!({ "signers": users, "service": service_policy(settings) });
+    let mut all = json!({ "signers": users, "service": service_policy(settings) });
+    if !cors.is_empty() {
+        all["cors"] = cors_rules(cors);
+    }
     println!("{}", serde_json::to_string_pretty(&all).map_err(Failure::running)?);
     Ok(())
+}
+
+/// The CORS rule as `aws s3api put-bucket-cors` takes it.
+fn cors_rules(origins: &[Origin]) -> Value {
+    json!({ "CORSRules": [{
+        "ID": cors::RULE,
+        "AllowedOrigins": origins.iter().map(Origin::as_str).collect::<Vec<_>>(),
+        "AllowedMethods": cors::METHODS,
+        "AllowedHeaders": ["*"],
+        "ExposeHeaders": cors::EXPOSED,
+        "MaxAgeSeconds": cors::MAX_AGE,
+    }] })
 }
 
 fn iam_users(settings: &Settings) -> impl Iterator<Item = (&str, &str, &VaultSettings)> {

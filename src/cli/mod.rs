@@ -21,6 +21,7 @@ use crate::app::{App, Sources};
 use crate::config::Settings;
 use crate::policy::reread::{SettingsFile, warn_if_none};
 use crate::server::{self, Listener};
+use crate::store::cors::Origin;
 use crate::telemetry;
 use crate::tls::Tls;
 
@@ -88,6 +89,10 @@ enum Command {
         /// service's own identity.
         #[arg(long)]
         print_policies: bool,
+        /// Let web pages of this origin use the URLs: adds a CORS rule to every
+        /// bucket, or prints it with the policies. May be given again.
+        #[arg(long, value_name = "ORIGIN")]
+        cors: Vec<Origin>,
     },
 }
 
@@ -155,13 +160,13 @@ pub fn main() -> ExitCode {
             telemetry::init("warn");
             trace::run(&ask)
         }
-        Command::Bootstrap { config, print_policies } => {
+        Command::Bootstrap { config, print_policies, cors } => {
             telemetry::init("warn");
             load(config).and_then(|(settings, _)| {
                 if print_policies {
-                    return bootstrap::print_policies(&settings);
+                    return bootstrap::print_policies(&settings, &cors);
                 }
-                block_on(bootstrap::run(settings))
+                block_on(bootstrap::run(settings, &cors))
             })
         }
     };

@@ -24,7 +24,7 @@ const KEY: &str = "secret-recipe.txt";
 /// The first step that did not go as told.
 pub async fn run() -> Result<(), Failure> {
     let any = ([127, 0, 0, 1], 0).into();
-    let dev = Dev::start(&Options { data: None, listen: Listen::Tcp(any), s3_listen: any }).await?;
+    let dev = Dev::start(&Options { data: None, listen: Listen::Tcp(any), s3_listen: any, web_listen: any }).await?;
     let channel = Endpoint::from_shared(format!("http://{}", dev.address)).map_err(Failure::running)?.connect_lazy();
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(dev.serve(async {

@@ -1,10 +1,13 @@
 //! `fileaccess dev` and `fileaccess demo`: the service with an S3 and an IAM
 //! of its own. No account, no settings, no network.
 
+pub mod cors;
 pub mod demo;
 pub mod forms;
+mod http1;
 pub mod iam;
 pub mod s3;
+pub mod web;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -24,6 +27,7 @@ use crate::ops::upload_token::TokenKey;
 use crate::policy::grant::Action;
 use crate::server::{self, Listener};
 use crate::vault::memory::Memory;
+use cors::Cors;
 use iam::MemoryIam;
 
 /// The seeded bucket.
@@ -46,6 +50,9 @@ pub struct Options {
     /// Where the embedded S3 listens: a loopback address. Port 0: any.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub s3_listen: SocketAddr,
+    /// Where the page for browsers is: a loopback address. Port 0: any.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub web_listen: SocketAddr,
 }
 
 /// All of `dev`, listening but not serving gRPC yet.
@@ -54,6 +61,8 @@ pub struct Dev {
     pub address: String,
     /// The embedded S3.
     pub s3: String,
+    /// The page for browsers.
+    pub web: String,
     /// The IAM behind it.
     pub iam: MemoryIam,
     /// The service's own key.
@@ -62,6 +71,7 @@ pub struct Dev {
     pub audit: PathBuf,
     app: Arc<App>,
     listener: Listener,
+    web_listener: TcpListener,
     stop: watch::Sender<bool>,
     _folder: Option<tempfile::TempDir>,
 }
@@ -75,8 +85,10 @@ impl Dev {
         if options.listen.is_remote() {
             return Err(Failure::usage(format!("--listen: `{}` is not loopback", options.listen)));
         }
-        if !options.s3_listen.ip().is_loopback() {
-            return Err(Failure::usage(format!("--s3-listen: `{}` is not loopback", options.s3_listen)));
+        for (option, address) in [("--s3-listen", options.s3_listen), ("--web-listen", options.web_listen)] {
+            if !address.ip().is_loopback() {
+                return Err(Failure::usage(format!("{option}: `{address}` is not loopback")));
+            }
         }
         let (root, folder) = if let Some(data) = &options.data {
             (data.clone(), None)
@@ -91,17 +103,13 @@ impl Dev {
         iam.create_user("fileaccess").map_err(Failure::running)?;
         let identity = iam.create_access_key("fileaccess", std::time::SystemTime::now()).map_err(Failure::running)?;
 
-        let listener = TcpListener::bind(options.s3_listen)
-            .await
-            .map_err(|e| Failure::running(format!("can't listen on {}: {e}", options.s3_listen)))?;
-        let s3 = format!("http://{}", listener.local_addr().map_err(Failure::running)?);
-        let (stop, mut stopped) = watch::channel(false);
-        let until = async move {
-            // Whoever held the other end is gone: that is as good as a stop.
-            let _ = stopped.wait_for(|stop| *stop).await;
-        };
+        let (listener, address) = bind(options.s3_listen).await?;
+        let s3 = format!("http://{address}");
+        let (web_listener, address) = bind(options.web_listen).await?;
+        let web = web::origins(address);
+        let (stop, stopped) = watch::channel(false);
         let service = s3::service(&root, iam.clone()).map_err(Failure::running)?;
-        tokio::spawn(s3::serve(listener, service, until));
+        tokio::spawn(s3::serve(listener, Cors::new(service, &web), stop_of(stopped)));
 
         let user = |signer: &str| format!("fileaccess-signer-{signer}");
         let file = |signer: &str| {
@@ -152,18 +160,34 @@ impl Dev {
             .await
             .map_err(|e| Failure::running(format!("can't listen on `{}`: {e}", settings.listen)))?;
         let address = listener.address().map_err(Failure::running)?;
-        Ok(Self { address, s3, iam, identity, audit, app, listener, stop, _folder: folder })
+        let [web, _] = web;
+        Ok(Self { address, s3, web, iam, identity, audit, app, listener, web_listener, stop, _folder: folder })
     }
 
-    /// Serves gRPC until `shutdown`, then stops the embedded S3 too.
+    /// Serves gRPC and the page until `shutdown`, then stops the embedded S3 too.
     ///
     /// # Errors
     /// Those of [`server::run`].
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), Failure> {
+        let page = web::serve(self.web_listener, Arc::clone(&self.app), stop_of(self.stop.subscribe()));
+        tokio::spawn(page);
         let served = server::run(self.listener, self.app, shutdown).await.map_err(Failure::running);
         self.stop.send_replace(true);
         served
     }
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
+    let failed = |e| Failure::running(format!("can't listen on {address}: {e}"));
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+/// Resolves when all is to stop.
+async fn stop_of(mut stopped: watch::Receiver<bool>) {
+    // Whoever held the other end is gone: that is as good as a stop.
+    let _ = stopped.wait_for(|stop| *stop).await;
 }
 
 /// `fileaccess dev`.
@@ -178,6 +202,8 @@ pub async fn run(options: Options) -> Result<(), Failure> {
     println!(
         r#"FileAccess for development: gRPC on {address}, S3 on {s3}, bucket "{BUCKET}", files {files}.
 
+Open {web}/ in a browser to upload, download and revoke there.
+
 Paste these, and send what comes back with curl:
 
   grpcurl -plaintext -d '{{"bucket":"{BUCKET}","key":"secret-recipe.txt","upload":{{"content_type":"text/plain"}}}}' {to} fileaccess.v1.FileAccess/Presign
@@ -187,9 +213,10 @@ Paste these, and send what comes back with curl:
 Who was given what is written to {audit}: fileaccess trace --audit {audit} URL
 "#,
         s3 = dev.s3,
+        web = dev.web,
         audit = dev.audit.display(),
         files = options.data.as_ref().map_or("in a temporary folder".into(), |d| format!("in {}", d.display())),
     );
-    tracing::info!(address = dev.address, s3 = dev.s3, "listening");
+    tracing::info!(address = dev.address, s3 = dev.s3, web = dev.web, "listening");
     dev.serve(shutdown).await
 }

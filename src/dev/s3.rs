@@ -18,17 +18,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
-use hyper_util::server::graceful::GracefulShutdown;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
@@ -44,7 +40,8 @@ use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 
-use super::forms::Forms;
+use super::cors::Cors;
+use super::http1;
 use super::iam::MemoryIam;
 
 /// Where an object's metadata has its key: no header has such a name.
@@ -211,33 +208,8 @@ pub fn service(root: &Path, iam: MemoryIam) -> io::Result<S3Service> {
 ///
 /// # Errors
 /// `listener` is not on loopback.
-pub async fn serve(listener: TcpListener, service: S3Service, until: impl Future<Output = ()>) -> io::Result<()> {
-    let address = listener.local_addr()?;
-    if !address.ip().is_loopback() {
-        return Err(io::Error::other(format!("`{address}` is not loopback, as the embedded S3 must be")));
-    }
-    let service = Forms::from(service);
-    let graceful = GracefulShutdown::new();
-    let mut until = pin!(until);
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = &mut until => break,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service.clone());
-                tokio::spawn(graceful.watch(connection));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "connection to the embedded S3 not accepted");
-                // Out of descriptors, it would fail again at once.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-    graceful.shutdown().await;
-    Ok(())
+pub async fn serve(listener: TcpListener, service: impl Into<Cors>, until: impl Future<Output = ()>) -> io::Result<()> {
+    http1::serve(listener, service.into(), until).await
 }
 
 /// What the embedded S3 can't do.
@@ -1163,6 +1135,9 @@ impl S3 for Store {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+    use std::time::{Duration, SystemTime};
+
     use aws_credential_types::Credentials;
     use aws_sdk_s3::config::{BehaviorVersion, Region, RequestChecksumCalculation};
     use aws_sdk_s3::presigning::{PresignedRequest, PresigningConfig};

@@ -1,6 +1,7 @@
 //! The S3 calls that are not presigning, made with the service's own identity.
 
 pub mod copy;
+pub mod cors;
 pub mod multipart;
 pub mod versions;
 

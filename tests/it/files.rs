@@ -13,6 +13,7 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use fileaccess::app::{App, KeySource, Sources};
 use fileaccess::config::{AuditSettings, Listen, Settings};
+use fileaccess::ops::upload_token::TokenKey;
 use fileaccess::server::{self, Listener};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -85,7 +86,8 @@ impl Desk {
         settings.audit = AuditSettings { stdout: false, file: Some(audit), ..settings.audit };
         let provider = SharedCredentialsProvider::new(credentials.clone());
         let signers = [("main".to_owned(), KeySource::Ambient(provider.clone()))].into();
-        let app = App::start(&settings, Sources { identity: provider, signers }).await.unwrap();
+        let app =
+            App::start(&settings, Sources { identity: provider, signers, tokens: TokenKey::random() }).await.unwrap();
         let listener = Listener::bind(&Listen::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap();
         let server = format!("http://{}", listener.address().unwrap());
         tokio::spawn(server::run(listener, app, std::future::pending()));
