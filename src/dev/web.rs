@@ -73,31 +73,33 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, until: impl Future<Outp
     let service = service_fn(move |request: Request<Incoming>| {
         let (mut api, origins) = (api.clone(), Arc::clone(&origins));
         async move {
-            if let Err(refused) = admit(&origins, request.method(), request.headers()) {
-                return Ok::<_, Infallible>(refused);
+            match refusal(&origins, request.method(), request.headers()) {
+                Some(refusal) => Ok::<_, Infallible>(refusal),
+                None if request.method() == Method::POST => api.call(request).await,
+                None => Ok(page(request.uri().path())),
             }
-            if request.method() == Method::POST { api.call(request).await } else { Ok(page(request.uri().path())) }
         }
     });
     http1::serve(listener, service, until).await
 }
 
-/// Whether the request is of the page, or of somebody who wants to see it.
-fn admit(origins: &[String], method: &Method, headers: &HeaderMap) -> Result<(), Response<Body>> {
+/// Why a request is refused, unless it is of the page, or of somebody who wants
+/// to see it.
+fn refusal(origins: &[String], method: &Method, headers: &HeaderMap) -> Option<Response<Body>> {
     let ours = |value: &HeaderValue, scheme: &str| {
         origins.iter().any(|origin| origin.strip_prefix(scheme).is_some_and(|own| own.as_bytes() == value.as_bytes()))
     };
     if !headers.get(HOST).is_some_and(|host| ours(host, "http://")) {
-        return Err(text(StatusCode::MISDIRECTED_REQUEST, "`host` must be the address that `fileaccess dev` printed"));
+        return Some(text(StatusCode::MISDIRECTED_REQUEST, "`host` must be the address that `fileaccess dev` printed"));
     }
     match *method {
-        Method::GET | Method::HEAD => Ok(()),
-        Method::POST if headers.get(ORIGIN).is_some_and(|origin| ours(origin, "")) => Ok(()),
-        Method::POST => Err(text(StatusCode::FORBIDDEN, "`origin` must be this page's own")),
+        Method::GET | Method::HEAD => None,
+        Method::POST if headers.get(ORIGIN).is_some_and(|origin| ours(origin, "")) => None,
+        Method::POST => Some(text(StatusCode::FORBIDDEN, "`origin` must be this page's own")),
         _ => {
             let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD and POST are served");
             refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST"));
-            Err(refused)
+            Some(refused)
         }
     }
 }
@@ -150,7 +152,7 @@ mod tests {
             if let Some(origin) = origin {
                 headers.insert(ORIGIN, origin.parse().unwrap());
             }
-            admit(&origins, &method, &headers).map_or_else(|refused| refused.status().as_u16(), |()| 200)
+            refusal(&origins, &method, &headers).map_or(200, |refused| refused.status().as_u16())
         };
         assert_eq!(admitted(Method::GET, "localhost:8080", None), 200);
         assert_eq!(admitted(Method::POST, "127.0.0.1:8080", Some("http://127.0.0.1:8080")), 200);
@@ -162,6 +164,6 @@ mod tests {
             assert_eq!(admitted(Method::POST, "127.0.0.1:8080", origin), 403, "{origin:?}");
         }
         assert_eq!(admitted(Method::OPTIONS, "127.0.0.1:8080", Some("http://evil.test")), 405);
-        assert_eq!(admit(&origins, &Method::GET, &HeaderMap::new()).unwrap_err().status(), 421);
+        assert_eq!(refusal(&origins, &Method::GET, &HeaderMap::new()).unwrap().status(), 421);
     }
 }

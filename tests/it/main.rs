@@ -6,6 +6,7 @@
 mod audit;
 mod behaviours;
 mod binary;
+mod browser;
 mod callers;
 mod certificates;
 mod contract;
@@ -33,6 +34,7 @@ mod stage;
 mod tools;
 mod uploads;
 mod vaults;
+mod webdriver;
 
 use std::pin::Pin;
 
@@ -63,7 +65,8 @@ fn main() {
     let local = if arguments.list { Ok(()) } else { localstack::shared().map(|_| ()) };
     let tools = if arguments.list { Ok(()) } else { tools::program("grpcurl").map(|_| ()) };
     let envoy = if arguments.list { Ok(()) } else { sidecar::envoy().map(|_| ()) };
-    for missing in [local.err(), tools.err(), envoy.err()].into_iter().flatten() {
+    let browser = webdriver::installed();
+    for missing in [local.err(), tools.err(), envoy.err(), browser.err()].into_iter().flatten() {
         // Where the tools are installed for certain, their absence is a defect.
         assert!(std::env::var_os("CI").is_none(), "a tool is missing in CI: {missing}");
         eprintln!("SKIPPED, and counted as ignored, for want of a tool: {missing}");
@@ -84,11 +87,17 @@ fn main() {
         trials.push(trial(&format!("embedded::{name}"), move || case(Backend::Embedded), true));
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
     }
+    for (name, case) in browser::browser_cases() {
+        let on_localstack = local.is_ok() && browser.is_ok();
+        trials.push(trial(&format!("embedded::{name}"), move || case(Backend::Embedded), browser.is_ok()));
+        trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), on_localstack));
+    }
     for (name, case) in behaviours::localstack_cases()
         .into_iter()
         .chain(object_rotation::localstack_cases())
         .chain(revoke::localstack_cases())
         .chain(operate::localstack_cases())
+        .chain(browser::localstack_cases())
     {
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
     }
@@ -103,6 +112,7 @@ fn main() {
         .chain(hostile::cases())
         .chain(operate::cases())
         .chain(files::embedded_cases())
+        .chain(browser::cases())
     {
         trials.push(trial(name, move || case(Backend::Embedded), true));
     }

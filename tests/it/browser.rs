@@ -1,0 +1,261 @@
+//! The page of `fileaccess dev`, and what it takes to be let in: by the API
+//! behind it, by the embedded S3, and by a bucket with CORS rules.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use aws_credential_types::Credentials;
+use aws_sdk_s3::types::{CorsConfiguration, CorsRule};
+use fileaccess::config::Listen;
+use fileaccess::dev::{self, Dev, Options};
+use fileaccess::pb;
+use fileaccess::pb::file_access_client::FileAccessClient;
+use fileaccess::rotation::probe::Probe;
+use fileaccess::store::cors::{EXPOSED, METHODS};
+use reqwest::Method;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::binary::fileaccess;
+use crate::revoke::managed;
+use crate::service::output;
+use crate::stage::{Backend, Stage, ask, download};
+use crate::webdriver::Browser;
+use crate::{Case, cases};
+
+/// Those that take a browser, on either S3.
+pub fn browser_cases() -> Vec<Case> {
+    cases![a_file_goes_in_and_out_and_its_link_dies]
+}
+
+pub fn cases() -> Vec<Case> {
+    cases![the_page_answers_nobody_else, the_embedded_s3_lets_the_page_in_and_nobody_else]
+}
+
+pub fn localstack_cases() -> Vec<Case> {
+    cases![bootstrap_lets_pages_in_and_keeps_other_rules]
+}
+
+/// The page, served for some S3.
+struct Scene {
+    /// Its origin.
+    page: String,
+    /// The bucket, as callers name it.
+    bucket: &'static str,
+    api: FileAccessClient<Channel>,
+    http: reqwest::Client,
+    s3: String,
+    /// On LocalStack.
+    stage: Option<Stage>,
+    _end: oneshot::Sender<()>,
+}
+
+impl Scene {
+    async fn new(backend: Backend) -> Self {
+        let (end, ended) = oneshot::channel::<()>();
+        let until = async {
+            let _ = ended.await;
+        };
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        if backend == Backend::Embedded {
+            let options = Options { data: None, listen: Listen::Tcp(any), s3_listen: any, web_listen: any };
+            let Ok(dev) = Dev::start(&options).await else { panic!("no dev") };
+            let channel = Endpoint::from_shared(format!("http://{}", dev.address)).unwrap().connect_lazy();
+            let (page, s3) = (dev.web.clone(), dev.s3.clone());
+            tokio::spawn(dev.serve(until));
+            let (api, http) = (FileAccessClient::new(channel), Probe::http_client());
+            return Self { page, bucket: dev::BUCKET, api, http, s3, stage: None, _end: end };
+        }
+        let stage = Stage::with(backend, &managed(""), None).await;
+        let listener = TcpListener::bind(any).await.unwrap();
+        let [page, _] = dev::web::origins(listener.local_addr().unwrap());
+        tokio::spawn(dev::web::serve(listener, Arc::clone(&stage.app), until));
+        let (api, http, s3) = (stage.api.clone(), stage.http.clone(), stage.endpoint.clone());
+        Self { page, bucket: "files", api, http, s3, stage: Some(stage), _end: end }
+    }
+
+    async fn presigned(&self, key: &str) -> String {
+        let request = pb::PresignRequest { bucket: self.bucket.into(), ..ask(key, download()) };
+        self.api.clone().presign(request).await.unwrap().into_inner().url
+    }
+
+    async fn stored(&self, key: &str) -> (String, Vec<u8>) {
+        let answer = self.http.get(self.presigned(key).await).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{key}");
+        let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();
+        (kind, answer.bytes().await.unwrap().to_vec())
+    }
+}
+
+/// What `fileaccess bootstrap` is told of a bucket.
+fn bootstrap(folder: &Path, stage: &Stage, arguments: &[&str]) -> Command {
+    let file = folder.join("settings.toml");
+    let key = "environment = { access_key_id = 'IT_ID', secret_access_key = 'IT_SECRET' }";
+    let text = format!(
+        "identity = {{ {key} }}\n[buckets.files]\nbucket = '{}'\nregion = 'us-east-1'\nendpoint = '{}'\n\
+         path_style = true\n[signers.main]\nkind = 'ambient'\n[[routes]]\nbucket = 'files'\nsigner = 'main'\n",
+        stage.bucket, stage.endpoint
+    );
+    std::fs::write(&file, text).unwrap();
+    let mut command = fileaccess(&["bootstrap", "--config", file.to_str().unwrap()]);
+    command.args(arguments).env("IT_ID", "test").env("IT_SECRET", "test");
+    command
+}
+
+const RECIPE: &str = "be generous with the paprika";
+
+async fn a_file_goes_in_and_out_and_its_link_dies(backend: Backend) {
+    let scene = Scene::new(backend).await;
+    let browser = Browser::open().await;
+    browser.go(&format!("{}/?bucket={}", scene.page, scene.bucket)).await;
+    browser.until("document.getElementById('listing').textContent == 'Nothing is stored here.'").await;
+    browser.type_into("[name=prefix]", "tenant/").await;
+    let recipe = "li[data-key='tenant/recipe.txt']";
+    let dropped = "const files = new DataTransfer();
+        files.items.add(new File([a[0]], 'recipe.txt', { type: 'text/plain' }));
+        document.getElementById('drop').dispatchEvent(new DragEvent('drop', { dataTransfer: files }))";
+    let state = |of: &str, state: &str| format!("document.querySelector(\"{of}[data-state={state}]\")?.innerText");
+
+    if let Some(stage) = &scene.stage {
+        // Without a rule of the bucket, the browser keeps the page out.
+        browser.run(dropped, json!([RECIPE])).await;
+        let said = browser.until(&state(&format!("#uploads {recipe}"), "failed")).await;
+        assert!(said.as_str().unwrap().contains("CORS"), "{said}");
+        let folder = tempfile::tempdir().unwrap();
+        output(bootstrap(folder.path(), stage, &["--cors", &scene.page])).await.unwrap();
+    }
+    browser.run(dropped, json!([RECIPE])).await;
+    browser.until(&state(&format!("#uploads {recipe}"), "done")).await;
+    assert_eq!(scene.stored("tenant/recipe.txt").await, ("text/plain".into(), RECIPE.into()));
+
+    // A link, which is opened, and dies.
+    let listed = "tr[data-key='tenant/recipe.txt']";
+    browser.until(&format!("document.querySelector(\"{listed} button\")")).await;
+    browser.click(&format!("{listed} button")).await;
+    let link = format!("#links {recipe}");
+    browser.until(&state(&link, "live")).await;
+    assert_eq!(browser.text_of_new_window(&format!("{link} a")).await, RECIPE);
+    let url = browser.run(&format!("return document.querySelector(\"{link} a\").href"), json!([])).await;
+    let url = url.as_str().unwrap();
+    assert_eq!(scene.http.get(url).send().await.unwrap().status(), 200);
+    browser.click(&format!("{link} button:last-child")).await;
+    let said = browser.until(&state(&link, "dead")).await;
+    assert!(said.as_str().unwrap().contains("S3 answers 403"), "{said}");
+    assert_eq!(scene.http.get(url).send().await.unwrap().status(), 403);
+    // There are new ones at once.
+    browser.click(&format!("{listed} button")).await;
+    browser.until(&state(&link, "live")).await;
+    browser.screenshot(&format!("page-{backend:?}").to_lowercase()).await;
+    browser.close().await;
+}
+
+/// A call of the API as the page makes it: `List` of the bucket `demo`.
+fn list(scene: &Scene, method: Method) -> reqwest::RequestBuilder {
+    scene
+        .http
+        .request(method, format!("{}/fileaccess.v1.FileAccess/List", scene.page))
+        .header("content-type", "application/grpc-web+proto")
+        .body(&b"\0\0\0\0\x06\x0a\x04demo"[..])
+}
+
+async fn the_page_answers_nobody_else(_: Backend) {
+    let scene = Scene::new(Backend::Embedded).await;
+    let own = list(&scene, Method::POST).header("origin", &scene.page).send().await.unwrap();
+    assert_eq!(own.status(), 200);
+    assert!(String::from_utf8_lossy(&own.bytes().await.unwrap()).contains("grpc-status:0"));
+
+    for origin in ["http://evil.test", "null", &scene.s3, &scene.page.replace("http:", "https:")] {
+        let answer = list(&scene, Method::POST).header("origin", origin).send().await.unwrap();
+        assert_eq!(answer.status(), 403, "{origin}");
+        let preflight = list(&scene, Method::OPTIONS).header("origin", origin).send().await.unwrap();
+        assert!(!preflight.headers().contains_key("access-control-allow-origin"), "{origin}");
+    }
+    assert_eq!(list(&scene, Method::POST).send().await.unwrap().status(), 403);
+    // A foreign name that leads to this address, and is its own origin.
+    let rebound = |request: reqwest::RequestBuilder| request.header("host", "rebound.test");
+    let answer = rebound(list(&scene, Method::POST)).header("origin", "http://rebound.test").send().await.unwrap();
+    assert_eq!(answer.status(), 421);
+    assert_eq!(rebound(scene.http.get(&scene.page)).send().await.unwrap().status(), 421);
+    // What a form of another page could send.
+    let mut plain = list(&scene, Method::POST).header("origin", &scene.page).build().unwrap();
+    plain.headers_mut().insert("content-type", "text/plain".parse().unwrap());
+    assert_eq!(scene.http.execute(plain).await.unwrap().status(), 400);
+    assert_eq!(scene.http.get(format!("{}/page.rs", scene.page)).send().await.unwrap().status(), 404);
+
+    let any = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let app = Stage::new(Backend::Embedded).await.app.clone();
+    let refused = dev::web::serve(any, app, std::future::pending()).await.unwrap_err();
+    assert!(refused.to_string().contains("loopback"), "{refused}");
+}
+
+async fn the_embedded_s3_lets_the_page_in_and_nobody_else(_: Backend) {
+    let scene = Scene::new(Backend::Embedded).await;
+    let url = scene.presigned("missing").await;
+    let preflight = |origin: &str, method: &str| {
+        let request = scene.http.request(Method::OPTIONS, &url).header("origin", origin);
+        let request = request.header("access-control-request-method", method);
+        request.header("access-control-request-headers", "content-type,x-amz-meta-a").send()
+    };
+    let by_name = scene.page.replace("127.0.0.1", "localhost");
+    for origin in [&scene.page, &by_name] {
+        for method in METHODS {
+            let told = preflight(origin, method).await.unwrap();
+            assert_eq!(told.status(), 200, "{method}");
+            let header = |name: &str| told.headers()[name].to_str().unwrap().to_owned();
+            assert_eq!(header("access-control-allow-origin"), *origin);
+            assert_eq!(header("access-control-allow-headers"), "content-type,x-amz-meta-a");
+            assert!(header("access-control-allow-methods").contains(method));
+            assert!(header("vary").contains("origin"));
+        }
+        // Refusals must be readable too.
+        let answer = scene.http.get(&url).header("origin", origin).send().await.unwrap();
+        assert_eq!(answer.status(), 404);
+        assert_eq!(answer.headers()["access-control-allow-origin"], origin.as_str());
+        let exposed = answer.headers()["access-control-expose-headers"].to_str().unwrap();
+        assert!(EXPOSED.iter().all(|name| exposed.contains(name)), "{exposed}");
+    }
+    assert_eq!(preflight(&scene.page, "PATCH").await.unwrap().status(), 403);
+    for origin in ["http://evil.test", "null", "http://127.0.0.1:1"] {
+        let told = preflight(origin, "GET").await.unwrap();
+        assert_eq!(told.status(), 403);
+        let answer = scene.http.get(&url).header("origin", origin).send().await.unwrap();
+        for headers in [told.headers(), answer.headers()] {
+            assert!(headers.keys().all(|name| !name.as_str().starts_with("access-control")), "{headers:?}");
+        }
+    }
+}
+
+async fn bootstrap_lets_pages_in_and_keeps_other_rules(backend: Backend) {
+    let stage = Stage::new(backend).await;
+    let s3 = stage.s3(Credentials::new("test", "test", None, None, "test"));
+    let other = CorsRule::builder().id("other").allowed_origins("https://other.test").allowed_methods("GET");
+    let other = CorsConfiguration::builder().cors_rules(other.build().unwrap()).build().unwrap();
+    s3.put_bucket_cors().bucket(&stage.bucket).cors_configuration(other).send().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| output(bootstrap(folder.path(), &stage, arguments));
+
+    let (first, second) = ("https://app.test", "http://127.0.0.1:8080");
+    let told = run(&["--cors", first, "--cors", second]).await.unwrap();
+    assert!(told.contains("bucket `files`: CORS rule `fileaccess` put"), "{told}");
+    let rules = async || s3.get_bucket_cors().bucket(&stage.bucket).send().await.unwrap().cors_rules.unwrap();
+    let had = rules().await;
+    assert_eq!(had.iter().map(|rule| rule.id().unwrap()).collect::<Vec<_>>(), ["fileaccess", "other"]);
+    assert_eq!(had[0].allowed_origins(), [first, second]);
+    let again = run(&["--cors", first, "--cors", second]).await.unwrap();
+    assert!(again.contains("is there"), "{again}");
+    run(&["--cors", second]).await.unwrap();
+    let now = rules().await;
+    assert_eq!((now.len(), now[0].allowed_origins()), (2, &[second.to_owned()][..]));
+
+    let printed = run(&["--print-policies", "--cors", "https://*.test"]).await.unwrap();
+    let printed: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(printed["cors"]["CORSRules"][0]["AllowedOrigins"], json!(["https://*.test"]));
+    assert_eq!(printed["cors"]["CORSRules"][0]["ExposeHeaders"], json!(EXPOSED));
+    assert_eq!(rules().await, now);
+    let wrong = run(&["--cors", "https://app.test/page"]).await.unwrap_err();
+    assert!(wrong.contains("`https://app.test/page` is no origin"), "{wrong}");
+}
