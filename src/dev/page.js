@@ -100,6 +100,7 @@ function decode(type, bytes) {
       case BYTES: {
         const length = varint();
         item = bytes.subarray(at, at += length);
+        if (at > bytes.length) throw new Error('the answer is cut off');
         if (kind === 'string') item = new TextDecoder().decode(item);
         else if (kind) item = decode(kind, item);
         break;

@@ -14,6 +14,7 @@ use fileaccess::pb;
 use fileaccess::pb::file_access_client::FileAccessClient;
 use fileaccess::rotation::probe::Probe;
 use fileaccess::store::cors::{EXPOSED, METHODS};
+use prost::Message as _;
 use reqwest::Method;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -30,6 +31,11 @@ use crate::{Case, cases};
 /// Those that take a browser, on either S3.
 pub fn browser_cases() -> Vec<Case> {
     cases![a_file_goes_in_and_out_and_its_link_dies]
+}
+
+/// Those that take a browser, on the embedded S3.
+pub fn page_cases() -> Vec<Case> {
+    cases![the_page_speaks_protocol_buffers]
 }
 
 pub fn cases() -> Vec<Case> {
@@ -150,6 +156,51 @@ async fn a_file_goes_in_and_out_and_its_link_dies(backend: Backend) {
     browser.click(&format!("{listed} button")).await;
     browser.until(&state(&link, "live")).await;
     browser.screenshot(&format!("page-{backend:?}").to_lowercase()).await;
+    browser.close().await;
+}
+
+async fn the_page_speaks_protocol_buffers(_: Backend) {
+    let scene = Scene::new(Backend::Embedded).await;
+    let browser = Browser::open().await;
+    browser.go(&scene.page).await;
+    let upload = pb::Upload { content_type: Some("a/b".into()), content_length: Some(0), ..pb::Upload::default() };
+    let start = pb::StartUploadRequest {
+        bucket: "files".into(),
+        key: "é🦀".into(),
+        size: 5 << 40,
+        upload: Some(upload),
+        ..pb::StartUploadRequest::default()
+    };
+    let script = "return [...encode('StartUploadRequest', a[0])]";
+    let upload = json!({ "content_type": "a/b", "content_length": 0 });
+    let asked = json!({ "bucket": "files", "key": "é🦀", "size": 5_u64 << 40, "upload": upload });
+    let bytes: Vec<u8> = serde_json::from_value(browser.run(script, json!([asked])).await).unwrap();
+    assert_eq!(pb::StartUploadRequest::decode(&bytes[..]).unwrap(), start);
+    let parts = (1..=300).map(|part_number| pb::PartRequest { part_number, checksum: None }).collect();
+    let sign = pb::SignPartsRequest { upload_token: "t".repeat(200), parts, ttl: None };
+    let script = "const parts = Array.from({ length: 300 }, (_, n) => ({ part_number: n + 1 }));
+                  return [...encode('SignPartsRequest', { upload_token: 't'.repeat(200), parts })]";
+    let bytes: Vec<u8> = serde_json::from_value(browser.run(script, json!([])).await).unwrap();
+    assert_eq!(pb::SignPartsRequest::decode(&bytes[..]).unwrap(), sign);
+
+    // With fields that the page does not know.
+    let entry = pb::ObjectEntry {
+        key: "é🦀".into(),
+        size: 5 << 40,
+        etag: "\"e\"".into(),
+        last_modified: Some(prost_types::Timestamp { seconds: 1_795_527_600, nanos: 5 }),
+        ..pb::ObjectEntry::default()
+    };
+    let common_prefixes = vec!["a/".into()];
+    let page = pb::ListResponse { objects: vec![entry; 2], common_prefixes, next_page_token: "next".into() };
+    let told = browser.run("return decode('ListResponse', Uint8Array.from(a[0]))", json!([page.encode_to_vec()])).await;
+    let entry = json!({ "key": "é🦀", "size": 5_u64 << 40, "last_modified": { "seconds": 1_795_527_600 } });
+    assert_eq!(told, json!({ "objects": [entry, entry], "next_page_token": "next" }));
+    for cut in ["0x0a", "0x0a, 0x80", "0x0a, 2, 0x0a"] {
+        let script =
+            format!("try {{ decode('ListResponse', Uint8Array.of({cut})) }} catch (error) {{ return error.message }}");
+        assert_eq!(browser.run(&script, json!([])).await, "the answer is cut off");
+    }
     browser.close().await;
 }
 

@@ -119,6 +119,9 @@ fn main() {
     for (name, case) in service::grpcurl_cases().into_iter().chain(binary::cases()) {
         trials.push(trial(name, move || case(Backend::Embedded), tools.is_ok()));
     }
+    for (name, case) in browser::page_cases() {
+        trials.push(trial(name, move || case(Backend::Embedded), browser.is_ok()));
+    }
     for (name, case) in sidecar::cases() {
         trials.push(trial(name, move || case(Backend::Embedded), envoy.is_ok()));
     }
