@@ -56,6 +56,13 @@ impl Running {
         panic!("the log ended without `{text}`");
     }
 
+    /// Reads standard output until a line begins with `text`, and gives that line.
+    pub fn printed(&mut self, text: &str) -> String {
+        let out = BufReader::new(self.0.stdout.as_mut().expect("a pipe"));
+        let line = out.lines().map_while(Result::ok).find(|line| line.starts_with(text));
+        line.unwrap_or_else(|| panic!("nothing printed begins with `{text}`"))
+    }
+
     fn terminate(&self) {
         let killed = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().expect("kill");
         assert!(killed.success());

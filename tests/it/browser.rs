@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::binary::fileaccess;
+use crate::binary::{Running, fileaccess};
 use crate::revoke::managed;
 use crate::service::output;
 use crate::stage::{Backend, Stage, ask, download};
@@ -39,7 +39,11 @@ pub fn page_cases() -> Vec<Case> {
 }
 
 pub fn cases() -> Vec<Case> {
-    cases![the_page_answers_nobody_else, the_embedded_s3_lets_the_page_in_and_nobody_else]
+    cases![
+        dev_prints_where_its_page_is_and_serves_it_on_loopback_only,
+        the_page_answers_nobody_else,
+        the_embedded_s3_lets_the_page_in_and_nobody_else,
+    ]
 }
 
 pub fn localstack_cases() -> Vec<Case> {
@@ -211,6 +215,21 @@ fn list(scene: &Scene, method: Method) -> reqwest::RequestBuilder {
         .request(method, format!("{}/fileaccess.v1.FileAccess/List", scene.page))
         .header("content-type", "application/grpc-web+proto")
         .body(&b"\0\0\0\0\x06\x0a\x04demo"[..])
+}
+
+async fn dev_prints_where_its_page_is_and_serves_it_on_loopback_only(_: Backend) {
+    let refused = output(fileaccess(&["dev", "--web-listen", "0.0.0.0:0"])).await.unwrap_err();
+    assert!(refused.contains("--web-listen: `0.0.0.0:0` is not loopback"), "{refused}");
+
+    let mut dev = Running::start(fileaccess(&["dev", "--listen", "127.0.0.1:0", "--web-listen", "[::1]:0"]));
+    dev.logged("listening");
+    let said = dev.printed("Open ");
+    let page = said.split(' ').nth(1).unwrap();
+    assert!(page.starts_with("http://[::1]:"), "{said}");
+    let answer = Probe::http_client().get(page).send().await.unwrap();
+    assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
+    assert!(answer.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'; "));
+    assert!(answer.text().await.unwrap().contains("<script src=\"page.js\" defer></script>"));
 }
 
 async fn the_page_answers_nobody_else(_: Backend) {
