@@ -142,6 +142,33 @@ async fn a_file_goes_in_and_out_and_its_link_dies(backend: Backend) {
     browser.until(&state(&format!("#uploads {recipe}"), "done")).await;
     assert_eq!(scene.stored("tenant/recipe.txt").await, ("text/plain".into(), RECIPE.into()));
 
+    // By a form, and in parts; picked rather than dropped.
+    let folder = tempfile::tempdir().unwrap();
+    let menu = folder.path().join("menu.txt");
+    std::fs::write(&menu, "Goulash.").unwrap();
+    browser.click("[value=form]").await;
+    browser.type_into("#files", menu.to_str().unwrap()).await;
+    browser.until(&state("#uploads li[data-key='tenant/menu.txt']", "done")).await;
+    assert_eq!(scene.stored("tenant/menu.txt").await, ("text/plain".into(), "Goulash.".into()));
+
+    let bytes: Vec<u8> = (0..64_u32 << 20).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    let film = folder.path().join("film.mp4");
+    std::fs::write(&film, &bytes).unwrap();
+    browser.click("[value=multipart]").await;
+    let watch = "window.seen = new Set();
+        new MutationObserver(() => seen.add(document.querySelector('#uploads li progress').value))
+            .observe(document.getElementById('uploads'), { attributes: true, subtree: true })";
+    browser.run(watch, json!([])).await;
+    browser.type_into("#files", film.to_str().unwrap()).await;
+    browser.until(&state("#uploads li[data-key='tenant/film.mp4']", "done")).await;
+    let seen = browser.run("return [...seen].filter(bytes => 0 < bytes && bytes < 64 * 2 ** 20)", json!([])).await;
+    assert!(seen.as_array().unwrap().len() >= 4, "progress was {seen}");
+    let (kind, stored) = scene.stored("tenant/film.mp4").await;
+    assert!(kind == "video/mp4" && stored == bytes, "{kind}, {} bytes", stored.len());
+    let request = pb::StatRequest { bucket: scene.bucket.into(), key: "tenant/film.mp4".into(), version_id: None };
+    let etag = scene.api.clone().stat(request).await.unwrap().into_inner().etag;
+    assert!(etag.trim_end_matches('"').rsplit_once('-').is_some_and(|(_, parts)| parts != "1"), "{etag}");
+
     // A link, which is opened, and dies.
     let listed = "tr[data-key='tenant/recipe.txt']";
     browser.until(&format!("document.querySelector(\"{listed} button\")")).await;
