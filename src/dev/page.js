@@ -333,6 +333,7 @@ async function link(bucket, key) {
   const say = (state, text) => {
     said.textContent = text;
     row.dataset.state = state;
+    revoke.disabled = state === 'dead' || state === 'revoking';
   };
   row.dataset.key = key;
   check.onclick = async () => {
@@ -348,7 +349,6 @@ async function link(bucket, key) {
     }
   };
   revoke.onclick = async () => {
-    revoke.disabled = true;
     say('revoking', 'being revoked …');
     try {
       await call('Revoke', { url: signed.url, reason: 'revoked on the page' });
@@ -356,7 +356,6 @@ async function link(bucket, key) {
       for (const other of at('links').children) other.check();
     } catch (error) {
       say('unknown', error.message);
-      revoke.disabled = false;
     }
   };
   row.check = check.onclick;

@@ -35,7 +35,7 @@ pub fn browser_cases() -> Vec<Case> {
 
 /// Those that take a browser, on the embedded S3.
 pub fn page_cases() -> Vec<Case> {
-    cases![the_page_speaks_protocol_buffers]
+    cases![the_page_speaks_protocol_buffers, a_part_is_tried_again_and_an_upload_that_fails_is_given_up]
 }
 
 pub fn cases() -> Vec<Case> {
@@ -129,12 +129,19 @@ async fn a_file_goes_in_and_out_and_its_link_dies(backend: Backend) {
         files.items.add(new File([a[0]], 'recipe.txt', { type: 'text/plain' }));
         document.getElementById('drop').dispatchEvent(new DragEvent('drop', { dataTransfer: files }))";
     let state = |of: &str, state: &str| format!("document.querySelector(\"{of}[data-state={state}]\")?.innerText");
+    let uploaded = async |name: &str| {
+        let row = format!("#uploads li[data-key='tenant/{name}']");
+        let ended = format!("document.querySelector(\"{row}:is([data-state=done], [data-state=failed])\")");
+        let script = format!("{ended} && [{ended}.dataset.state, {ended}.innerText]");
+        let ended = browser.until(&script).await;
+        (ended[0] == "done", ended[1].as_str().unwrap().to_owned())
+    };
 
     if let Some(stage) = &scene.stage {
         // Without a rule of the bucket, the browser keeps the page out.
         browser.run(dropped, json!([RECIPE])).await;
-        let said = browser.until(&state(&format!("#uploads {recipe}"), "failed")).await;
-        assert!(said.as_str().unwrap().contains("CORS"), "{said}");
+        let (done, said) = uploaded("recipe.txt").await;
+        assert!(!done && said.contains("CORS"), "{said}");
         let folder = tempfile::tempdir().unwrap();
         output(bootstrap(folder.path(), stage, &["--cors", &scene.page])).await.unwrap();
     }
@@ -148,7 +155,8 @@ async fn a_file_goes_in_and_out_and_its_link_dies(backend: Backend) {
     std::fs::write(&menu, "Goulash.").unwrap();
     browser.click("[value=form]").await;
     browser.type_into("#files", menu.to_str().unwrap()).await;
-    browser.until(&state("#uploads li[data-key='tenant/menu.txt']", "done")).await;
+    let (done, said) = uploaded("menu.txt").await;
+    assert!(done, "{said}");
     assert_eq!(scene.stored("tenant/menu.txt").await, ("text/plain".into(), "Goulash.".into()));
 
     let bytes: Vec<u8> = (0..64_u32 << 20).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
@@ -160,7 +168,8 @@ async fn a_file_goes_in_and_out_and_its_link_dies(backend: Backend) {
             .observe(document.getElementById('uploads'), { attributes: true, subtree: true })";
     browser.run(watch, json!([])).await;
     browser.type_into("#files", film.to_str().unwrap()).await;
-    browser.until(&state("#uploads li[data-key='tenant/film.mp4']", "done")).await;
+    let (done, said) = uploaded("film.mp4").await;
+    assert!(done, "{said}");
     let seen = browser.run("return [...seen].filter(bytes => 0 < bytes && bytes < 64 * 2 ** 20)", json!([])).await;
     assert!(seen.as_array().unwrap().len() >= 4, "progress was {seen}");
     let (kind, stored) = scene.stored("tenant/film.mp4").await;
@@ -232,6 +241,38 @@ async fn the_page_speaks_protocol_buffers(_: Backend) {
             format!("try {{ decode('ListResponse', Uint8Array.of({cut})) }} catch (error) {{ return error.message }}");
         assert_eq!(browser.run(&script, json!([])).await, "the answer is cut off");
     }
+    browser.close().await;
+}
+
+async fn a_part_is_tried_again_and_an_upload_that_fails_is_given_up(_: Backend) {
+    let scene = Scene::new(Backend::Embedded).await;
+    let browser = Browser::open().await;
+    browser.go(&scene.page).await;
+    let script = "const [own, ask] = [send, call], urls = [];
+        let token;
+        window.call = async (method, request) => {
+            const answer = await ask(method, request);
+            if (method === 'StartUpload') token = answer.upload_token;
+            return answer;
+        };
+        // What comes of the network: each first try is lost, or every one.
+        window.send = (...sent) => {
+            urls.push(sent[1]);
+            return urls.length > a[0] ? own(...sent) : Promise.reject(new Error('lost'));
+        };
+        const file = new File([new Uint8Array(6 << 20)], 'zeros');
+        const error = await multipart(file, 'demo', 'zeros', () => {}).then(() => null, error => error.message);
+        return [token, error, urls.length, new Set(urls).size]";
+    let done = browser.run(script, json!([2])).await;
+    assert_eq!((&done[1], &done[2], &done[3]), (&json!(null), &json!(3), &json!(3)), "signed anew each time");
+    assert_eq!(scene.stored("zeros").await, ("application/octet-stream".into(), vec![0; 6 << 20]));
+
+    browser.go(&scene.page).await;
+    let missing = browser.run(script, json!([1000])).await;
+    assert_eq!(missing[1], "lost");
+    let upload_token = missing[0].as_str().unwrap().to_owned();
+    let list = pb::ListPartsRequest { upload_token, ..pb::ListPartsRequest::default() };
+    assert_eq!(scene.api.clone().list_parts(list).await.unwrap_err().code(), tonic::Code::NotFound);
     browser.close().await;
 }
 

@@ -73,7 +73,7 @@ impl Browser {
         let mut browser = Self { driver, http, session: server + "/session", _profile: profile };
         let arguments = [
             "--headless=new",
-            "--window-size=960,760",
+            "--window-size=960,840",
             // As root it has no other choice, and it sees nothing but this test's own pages.
             "--no-sandbox",
             "--disable-dev-shm-usage",
