@@ -26,6 +26,7 @@ use crate::rotation::object::ObjectRotation;
 use crate::rotation::probe::Probe;
 use crate::signer::{self, Kind, Signer, ambient};
 use crate::store::Store;
+use crate::store::multipart::Made;
 use crate::throttle::Throttle;
 use crate::vault::Vault;
 use crate::vault::file::FileVault;
@@ -58,6 +59,8 @@ pub struct App {
     pub changed: watch::Receiver<()>,
     /// The object rotations under way, by bucket, key and request id.
     pub rotations: Flights<(BucketName, ObjectKey, String), ObjectRotation>,
+    /// The uploads that are being completed, by digests of the asks.
+    pub completions: Flights<[u8; 32], Made>,
     buckets: BTreeMap<BucketName, Bucket>,
 }
 
@@ -179,6 +182,7 @@ impl App {
             tokens: sources.tokens,
             limits: settings.limits.clone(),
             rotations: Flights::default(),
+            completions: Flights::default(),
             changed,
             signers,
             keepers,

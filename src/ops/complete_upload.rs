@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use sha2::{Digest as _, Sha256};
+
 use super::upload::{Algorithm, Checksum};
 use super::upload_plan::Plan;
 use super::upload_token::{Session, UPLOAD_ID};
@@ -60,17 +62,35 @@ impl Ask {
             Some(_) => Ok(()),
         }
     }
+
+    /// The same for the same ask, and for no other. `Debug` escapes what it
+    /// prints.
+    fn digest(&self) -> [u8; 32] {
+        Sha256::digest(format!("{self:?}")).into()
+    }
 }
 
-/// Makes the object that the permit allows, or finds that it was made.
+/// Makes the object that the permit allows, or finds that it was made. S3 may
+/// take minutes for it: that goes on if the caller's time is up, and who asks
+/// the same again meanwhile waits for the same.
 ///
 /// # Errors
 /// [`Error::UploadExpired`], [`Error::UploadNotFound`],
 /// [`Error::UploadMismatch`], [`Error::ObjectExists`],
 /// [`Error::UnknownBucket`], those of the store.
-pub async fn complete(app: &App, permit: Permit<Ask>, now: SystemTime) -> Result<(ObjectKey, Made), Error> {
-    let Ask { session, parts: given, create_only, checksum } = permit.into_ask();
-    session.live(now)?;
+pub async fn complete(app: &Arc<App>, permit: Permit<Ask>, now: SystemTime) -> Result<(ObjectKey, Made), Error> {
+    let ask = permit.into_ask();
+    ask.session.live(now)?;
+    let key = ask.session.key.clone();
+    let (completing, _) = app.completions.join(ask.digest(), || {
+        let app = Arc::clone(app);
+        async move { finish(&app, ask).await }
+    });
+    Ok((key, completing.await?))
+}
+
+async fn finish(app: &App, ask: Ask) -> Result<Made, Error> {
+    let Ask { session, parts: given, create_only, checksum } = ask;
     let store = &app.bucket(&session.bucket)?.store;
     let completed = async {
         let there = store.all_parts(&session.key, &session.upload_id).await?;
@@ -101,7 +121,7 @@ pub async fn complete(app: &App, permit: Permit<Ask>, now: SystemTime) -> Result
     if made.size != session.plan.size() {
         return Err(Error::UploadMismatch(format!("the object has {} bytes, not {}", made.size, session.plan.size())));
     }
-    Ok((session.key.clone(), made))
+    Ok(made)
 }
 
 /// The parts to complete with: exactly those of the plan, as S3 has them, and

@@ -16,7 +16,7 @@ use crate::ops::upload::Upload;
 pub enum Action {
     /// Presign a download.
     Download,
-    /// Presign an upload.
+    /// Presign an upload, of any kind, or upload in parts.
     Upload,
     /// Presign a look at an object's headers.
     Head,

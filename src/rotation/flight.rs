@@ -50,7 +50,7 @@ where
             flights.all().remove(&name);
             ended
         });
-        let ended = task.map(|ended| ended.unwrap_or_else(|e| Err(Error::internal(format!("rotation: {e}")))));
+        let ended = task.map(|ended| ended.unwrap_or_else(|e| Err(Error::internal(format!("work under way: {e}")))));
         let flight = ended.boxed().shared();
         all.insert(key, flight.clone());
         (flight, false)

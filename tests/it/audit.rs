@@ -25,7 +25,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// All records so far.
-fn records(stage: &Stage) -> Vec<Value> {
+pub fn records(stage: &Stage) -> Vec<Value> {
     assert!(stage.app.audit.flush(Duration::from_secs(10)), "the trail is written");
     let text = std::fs::read_to_string(&stage.audit).unwrap_or_default();
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()

@@ -98,6 +98,7 @@ fn main() {
         .chain(revoke::localstack_cases())
         .chain(operate::localstack_cases())
         .chain(browser::localstack_cases())
+        .chain(uploads::localstack_cases())
     {
         trials.push(trial(&format!("localstack::{name}"), move || case(Backend::LocalStack), local.is_ok()));
     }

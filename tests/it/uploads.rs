@@ -2,6 +2,7 @@
 //! between.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
@@ -35,7 +36,14 @@ pub fn cases() -> Vec<Case> {
         nothing_is_overwritten_if_so_asked,
         past_its_deadline_an_upload_can_only_be_given_up,
         ceilings_hold_for_uploads_in_parts,
+        each_step_has_its_record,
+        parts_outlive_the_key_that_signed_them,
+        a_completion_goes_on_when_nobody_waits,
     ]
+}
+
+pub fn localstack_cases() -> Vec<Case> {
+    cases![what_is_stored_with_the_object]
 }
 
 const MIB: usize = 1 << 20;
@@ -531,4 +539,116 @@ async fn ceilings_hold_for_uploads_in_parts(backend: Backend) {
     let denied = play.complete(&started.upload_token, Vec::new()).await;
     assert_eq!(refused(denied), (Code::PermissionDenied, "OVER_CEILING".into()));
     play.abort(&started.upload_token).await.unwrap();
+}
+
+async fn each_step_has_its_record(backend: Backend) {
+    let play = Play::new(backend).await;
+    let algorithm = pb::ChecksumAlgorithm::Crc64nvme.into();
+    let started = play.start(pb::StartUploadRequest { checksum_algorithm: algorithm, ..start("k", 6 * MIB, 0) }).await;
+    let body = bytes(6 * MIB);
+    let signed = play.sign_one(&started.upload_token, 1, crc64(&body)).await;
+    play.list(&started.upload_token, 0, "").await.unwrap();
+    play.complete(&started.upload_token, Vec::new()).await.unwrap_err();
+    play.abort(&started.upload_token).await.unwrap();
+    let records = crate::audit::records(&play.stage);
+    let brief: Vec<_> =
+        records.iter().map(|r| (r["action"].as_str().unwrap(), r["outcome"].as_str().unwrap())).collect();
+    // A part's record is closed before that of the call that asked for it.
+    assert_eq!(
+        brief,
+        [
+            ("start_upload", "granted"),
+            ("upload_part", "granted"),
+            ("sign_parts", "granted"),
+            ("list_parts", "granted"),
+            ("complete_upload", "UPLOAD_MISMATCH"),
+            ("abort_upload", "granted"),
+        ]
+    );
+    for record in &records {
+        assert_eq!(
+            (&record["key"], &record["upload_id"]),
+            (&"k".into(), &started.upload_id.as_str().into()),
+            "{record}"
+        );
+    }
+    assert_eq!(records[1]["issue_id"], signed.issue_id);
+    let part =
+        serde_json::json!({ "content_length": 6 << 20, "checksum": "x-amz-checksum-crc64nvme", "part_number": 1 });
+    assert_eq!(records[1]["constraints"], part);
+    let whole = serde_json::json!({ "content_length": 6 << 20, "checksum": "crc64nvme" });
+    assert_eq!(records[0]["constraints"], whole);
+    let text = std::fs::read_to_string(&play.stage.audit).unwrap();
+    assert!(!text.contains(&started.upload_token) && !text.contains("X-Amz-Signature"), "{text}");
+}
+
+/// A signer is rotated in the middle: its URLs die, and the upload goes on.
+async fn parts_outlive_the_key_that_signed_them(backend: Backend) {
+    let play = Play { stage: Stage::with(backend, &crate::revoke::managed(""), None).await };
+    let body = bytes(11 * MIB);
+    let started = play.start(start("tenant/k", body.len(), 5 * MIB)).await;
+    assert_eq!(response(&started.parts[0]).signer, "tenant");
+    assert_eq!(play.send(response(&started.parts[0]), slice(&started, &body, 1)).await.status, 200);
+    let revoke = pb::RevokeRequest {
+        target: Some(pb::revoke_request::Target::Signer("tenant".into())),
+        urgency: pb::Urgency::Immediate.into(),
+        ..pb::RevokeRequest::default()
+    };
+    play.stage.api.clone().revoke(revoke).await.unwrap();
+    for number in [2, 3] {
+        let dead = response(&started.parts[usize::try_from(number).unwrap() - 1]);
+        assert_eq!(play.send(dead, slice(&started, &body, number)).await.status, 403);
+        let again = play.sign_one(&started.upload_token, number, None).await;
+        assert_eq!(play.send(&again, slice(&started, &body, number)).await.status, 200);
+    }
+    play.complete(&started.upload_token, Vec::new()).await.unwrap();
+    assert_eq!(sha256(&play.stage.get("tenant/k").await.body), sha256(&body));
+}
+
+async fn what_is_stored_with_the_object(backend: Backend) {
+    let play = Play::new(backend).await;
+    let upload = pb::Upload {
+        tags: [("team".into(), "a+b c".into())].into(),
+        cache_control: Some("no-store".into()),
+        content_disposition: Some("attachment".into()),
+        storage_class: pb::StorageClass::StandardIa.into(),
+        encryption: Some(pb::Encryption { method: Some(pb::encryption::Method::SseS3(pb::SseS3 {})) }),
+        ..pb::Upload::default()
+    };
+    let started = play.start(pb::StartUploadRequest { upload: Some(upload), ..start("k", 6 * MIB, 0) }).await;
+    assert_eq!(play.send(response(&started.parts[0]), &bytes(6 * MIB)).await.status, 200);
+    let made = play.complete(&started.upload_token, Vec::new()).await.unwrap();
+    assert_eq!(play.complete(&started.upload_token, Vec::new()).await.unwrap(), made);
+    let s3 = play.stage.s3(play.key());
+    let head = s3.head_object().bucket(&play.stage.bucket).key("k").send().await.unwrap();
+    assert_eq!((head.cache_control(), head.content_disposition()), (Some("no-store"), Some("attachment")));
+    assert_eq!(head.storage_class().map(aws_sdk_s3::types::StorageClass::as_str), Some("STANDARD_IA"));
+    assert_eq!(head.server_side_encryption().map(|kind| kind.as_str().to_owned()).as_deref(), Some("AES256"));
+    let tags = s3.get_object_tagging().bucket(&play.stage.bucket).key("k").send().await.unwrap();
+    let tags: Vec<_> = tags.tag_set().iter().map(|tag| (tag.key(), tag.value())).collect();
+    assert_eq!(tags, [("team", "a+b c")]);
+}
+
+async fn a_completion_goes_on_when_nobody_waits(backend: Backend) {
+    let play = Play::new(backend).await;
+    let body = bytes(11 * MIB);
+    let started = play.start(start("k", body.len(), 5 * MIB)).await;
+    for number in 1..=3 {
+        let presigned = response(&started.parts[usize::try_from(number).unwrap() - 1]);
+        assert_eq!(play.send(presigned, slice(&started, &body, number)).await.status, 200);
+    }
+    let api = Api(Arc::clone(&play.stage.app));
+    let complete = pb::CompleteUploadRequest { upload_token: started.upload_token.clone(), ..Default::default() };
+    // The caller's time is up as soon as it has begun.
+    let cut = tokio::time::timeout(Duration::ZERO, api.complete_upload(by(&loopback(), complete))).await;
+    assert!(cut.is_err(), "it has answered at once");
+    assert!(!play.stage.app.completions.is_empty());
+    let ended = async {
+        while !play.stage.app.completions.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), ended).await.expect("it ends by itself");
+    assert_eq!(sha256(&play.stage.get("k").await.body), sha256(&body));
+    play.complete(&started.upload_token, Vec::new()).await.unwrap();
 }
