@@ -1591,6 +1591,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_part_that_comes_too_late_is_not_kept() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let stage = Stage::new().await;
+        let started = stage.s3.create_multipart_upload().bucket("bucket").key("k").send().await.unwrap();
+        let id = started.upload_id().unwrap();
+        let put = stage.s3.upload_part().bucket("bucket").key("k").upload_id(id).part_number(1);
+        let put = put.presigned(minute()).await.unwrap();
+        let host = stage.endpoint.strip_prefix("http://").unwrap();
+        let path = put.uri().strip_prefix(&stage.endpoint).unwrap();
+        let mut socket = tokio::net::TcpStream::connect(host).await.unwrap();
+        let head = format!("PUT {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: 4\r\n\r\nab");
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let of_part = || {
+            let files = std::fs::read_dir(stage.root.path()).unwrap().map(|file| file.unwrap().file_name());
+            let names = files.map(|name| name.into_string().unwrap());
+            names.filter(|name| name.starts_with(".tmp") || name.contains("upload")).collect::<Vec<_>>()
+        };
+        while !of_part().iter().any(|name| name.starts_with(".tmp")) {
+            tokio::task::yield_now().await;
+        }
+        stage.s3.abort_multipart_upload().bucket("bucket").key("k").upload_id(id).send().await.unwrap();
+        socket.write_all(b"cd").await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("NoSuchUpload"), "{answer}");
+        assert_eq!(of_part(), [""; 0]);
+    }
+
+    #[tokio::test]
     async fn what_the_sdk_sends_by_default_is_taken() {
         let stage = Stage::new().await;
         let config =

@@ -607,12 +607,14 @@ async fn parts_outlive_the_key_that_signed_them(backend: Backend) {
 
 async fn what_is_stored_with_the_object(backend: Backend) {
     let play = Play::new(backend).await;
+    let key_id = "arn:aws:kms:us-east-1:000000000000:key/1234abcd-12ab-34cd-56ef-1234567890ab".to_owned();
+    let kms = pb::SseKms { key_id: key_id.clone(), bucket_key: true };
     let upload = pb::Upload {
         tags: [("team".into(), "a+b c".into())].into(),
         cache_control: Some("no-store".into()),
         content_disposition: Some("attachment".into()),
         storage_class: pb::StorageClass::StandardIa.into(),
-        encryption: Some(pb::Encryption { method: Some(pb::encryption::Method::SseS3(pb::SseS3 {})) }),
+        encryption: Some(pb::Encryption { method: Some(pb::encryption::Method::SseKms(kms)) }),
         ..pb::Upload::default()
     };
     let started = play.start(pb::StartUploadRequest { upload: Some(upload), ..start("k", 6 * MIB, 0) }).await;
@@ -623,7 +625,8 @@ async fn what_is_stored_with_the_object(backend: Backend) {
     let head = s3.head_object().bucket(&play.stage.bucket).key("k").send().await.unwrap();
     assert_eq!((head.cache_control(), head.content_disposition()), (Some("no-store"), Some("attachment")));
     assert_eq!(head.storage_class().map(aws_sdk_s3::types::StorageClass::as_str), Some("STANDARD_IA"));
-    assert_eq!(head.server_side_encryption().map(|kind| kind.as_str().to_owned()).as_deref(), Some("AES256"));
+    assert_eq!(head.server_side_encryption().map(|kind| kind.as_str().to_owned()).as_deref(), Some("aws:kms"));
+    assert_eq!((head.ssekms_key_id(), head.bucket_key_enabled()), (Some(key_id.as_str()), Some(true)));
     let tags = s3.get_object_tagging().bucket(&play.stage.bucket).key("k").send().await.unwrap();
     let tags: Vec<_> = tags.tag_set().iter().map(|tag| (tag.key(), tag.value())).collect();
     assert_eq!(tags, [("team", "a+b c")]);
