@@ -100,17 +100,17 @@ async fn finish(app: &App, ask: Ask) -> Result<Made, Error> {
             size: session.plan.size(),
             create_only: session.create_only || create_only,
             algorithm: session.algorithm,
-            checksum,
+            checksum: checksum.clone(),
         };
         store.complete_upload(&session.key, &session.upload_id, completion).await
     };
     let version = match completed.await {
-        Ok(version) => Some(version),
+        Ok(version) => version,
         // It may have been completed before, and its answer lost.
         Err(Error::UploadNotFound) => None,
         Err(error) => return Err(error),
     };
-    let made = match store.made(&session.key, version.clone().flatten()).await {
+    let made = match store.made(&session.key, version).await {
         Err(Error::ObjectNotFound) => return Err(Error::UploadNotFound),
         made => made?,
     };
@@ -121,7 +121,12 @@ async fn finish(app: &App, ask: Ask) -> Result<Made, Error> {
     if made.size != session.plan.size() {
         return Err(Error::UploadMismatch(format!("the object has {} bytes, not {}", made.size, session.plan.size())));
     }
-    Ok(made)
+    match (&made.checksum, checksum) {
+        (Some(has), Some(told)) if *has != told => {
+            Err(Error::UploadMismatch("the object was made, and has another checksum than `checksum` says".into()))
+        }
+        _ => Ok(made),
+    }
 }
 
 /// The parts to complete with: exactly those of the plan, as S3 has them, and

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::presign::{self, Operation, Presigned};
-use super::upload::Checksum;
+use super::upload::{Algorithm, Checksum};
 use super::upload_token::Session;
 use crate::app::App;
 use crate::caller::Caller;
@@ -38,15 +38,17 @@ impl Part {
         let count = session.plan.count();
         let number =
             part.ok_or_else(|| Error::invalid("parts.part_number", format!("be 1 to {count}, not {number}")))?;
-        let asked = session.algorithm;
-        let given = checksum.as_ref().map(Checksum::algorithm);
-        match (asked, given) {
+        let must = match (session.algorithm, checksum.as_ref().map(Checksum::algorithm)) {
             (Some(asked), given) if given != Some(asked) => {
-                let must = format!("have `{}`, as the upload was started with it", asked.name());
-                Err(Error::invalid("parts.checksum", must))
+                format!("have `{}`, as the upload was started with it", asked.name())
             }
-            _ => Ok(Self { session: Arc::clone(session), number, checksum }),
-        }
+            // What S3 makes by itself.
+            (None, Some(given)) if given != Algorithm::Crc64nvme => {
+                "have `crc64nvme`, or be absent: the upload was started without a `checksum_algorithm`".to_owned()
+            }
+            _ => return Ok(Self { session: Arc::clone(session), number, checksum }),
+        };
+        Err(Error::invalid("parts.checksum", must))
     }
 
     fn length(&self) -> u64 {
