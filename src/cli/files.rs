@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -108,47 +108,69 @@ pub(super) struct Rm {
     server: Server,
 }
 
-/// Shows how far it is: a bar on a terminal, now and then a line elsewhere.
+/// Shows how far it is, until it is dropped: a bar on a terminal, now and then a
+/// line elsewhere.
+pub(super) struct Meter(Shown);
+
 #[derive(Clone)]
-pub(super) struct Meter {
+struct Shown {
     bar: ProgressBar,
-    begun: std::time::Instant,
-    /// When the next line is due, in milliseconds since then. 0: there is a bar.
+    begun: Instant,
+    /// When the next line is due, in milliseconds since then. 0: none is.
     due: Arc<AtomicU64>,
 }
 
 impl Meter {
-    pub(super) fn new(what: &str) -> Self {
+    /// One for `what`, of `total` bytes.
+    pub(super) fn new(what: &str, total: u64) -> Self {
         let is_bar = std::io::stderr().is_terminal();
         let target = if is_bar { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(0), target).with_message(what.to_owned());
-        let style = "{msg} [{bar:30}] {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+        let what: String = printable(what).chars().take(24).collect();
+        let bar = ProgressBar::with_draw_target(Some(total), target).with_message(what);
+        let style = "{msg} [{wide_bar}] {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
         // The template is ours, and good.
         if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style.progress_chars("=> "));
         }
         let due = if is_bar { 0 } else { millis(LINE_EVERY) };
-        Self { bar, begun: std::time::Instant::now(), due: Arc::new(AtomicU64::new(due)) }
+        Self(Shown { bar, begun: Instant::now(), due: Arc::new(AtomicU64::new(due)) })
     }
 
-    pub(super) fn bar(&self) -> &ProgressBar {
-        &self.bar
+    /// One that shows nothing.
+    pub(super) fn hidden() -> Self {
+        Self(Shown { bar: ProgressBar::hidden(), begun: Instant::now(), due: Arc::default() })
     }
 
     /// What one transfer of several is to tell.
     pub(super) fn share(&self) -> impl Fn(Progress) + Send + Sync + 'static {
-        let (meter, before) = (self.clone(), AtomicU64::new(0));
+        let (shown, before) = (self.0.clone(), AtomicU64::new(0));
         move |progress| {
             let before = before.swap(progress.bytes, Ordering::Relaxed);
             if progress.bytes >= before {
-                meter.bar.inc(progress.bytes - before);
+                shown.bar.inc(progress.bytes - before);
             } else {
-                meter.bar.dec(before - progress.bytes);
+                shown.bar.dec(before - progress.bytes);
             }
-            meter.line();
+            shown.line();
         }
     }
 
+    /// What the only transfer is to tell, of which nobody knows the size before.
+    fn all(&self) -> impl Fn(Progress) + Send + Sync + 'static {
+        let (bar, share) = (self.0.bar.clone(), self.share());
+        move |progress| {
+            bar.set_length(progress.total);
+            share(progress);
+        }
+    }
+
+    /// Does `print` where no bar is in its way.
+    pub(super) fn aside(&self, print: impl FnOnce()) {
+        self.0.bar.suspend(print);
+    }
+}
+
+impl Shown {
     fn line(&self) {
         let (now, due) = (millis(self.begun.elapsed()), self.due.load(Ordering::Relaxed));
         let next = now + millis(LINE_EVERY);
@@ -170,8 +192,7 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        // Another may be told still, of a transfer that has ended: it draws nothing.
-        self.bar.finish_and_clear();
+        self.0.bar.finish_and_clear();
     }
 }
 
@@ -187,14 +208,11 @@ pub(super) async fn get(ask: Get) -> Result<(), Failure> {
     let interrupted = shutdown_signal().map_err(Failure::running)?;
     let client = ask.server.connect()?.with_parallel(ask.parallel.parallel);
     let Object { bucket, key } = &ask.object;
-    let meter = Meter::new(key);
-    let share = meter.share();
-    let bar = meter.bar().clone();
-    let download = Download { overwrite: ask.force, ..Download::of(bucket, key) }.on_progress(move |progress| {
-        bar.set_length(progress.total);
-        share(progress);
-    });
     let target = target(&ask)?;
+    // What is shown on the same terminal would get into it.
+    let is_shown = target.is_some() || !std::io::stdout().is_terminal();
+    let meter = if is_shown { Meter::new(key, 0) } else { Meter::hidden() };
+    let download = Download { overwrite: ask.force, ..Download::of(bucket, key) }.on_progress(meter.all());
     let work = async {
         match &target {
             None => client.download_to(&download, std::io::stdout()).await,

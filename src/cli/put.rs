@@ -155,8 +155,7 @@ async fn work(ask: &Put, client: &Client, open: &Open) -> Result<(), Failure> {
         [file] => file.source.to_string(),
         files => format!("{} files", files.len()),
     };
-    let meter = Meter::new(&what);
-    meter.bar().set_length(files.iter().map(|file| file.source.size()).sum());
+    let meter = Meter::new(&what, files.iter().map(|file| file.source.size()).sum());
     stream::iter(files)
         .map(|file| put(ask, client, open, file, &meter))
         .buffer_unordered(ask.parallel.parallel)
@@ -273,7 +272,7 @@ async fn put(ask: &Put, client: &Client, open: &Open, file: File, meter: &Meter)
         });
     }
     let done = done.map_err(|error| Failure { message: format!("`{name}`: {error}"), ..Failure::from(error) })?;
-    meter.bar().suspend(|| print(&ask.server, &bucket, &key, &done));
+    meter.aside(|| print(&ask.server, &bucket, &key, &done));
     Ok(())
 }
 
