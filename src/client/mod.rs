@@ -9,7 +9,7 @@
 //! use fileaccess::client::{Client, Download, Server, Source, Upload};
 //!
 //! # let any = ([127, 0, 0, 1], 0).into();
-//! # let options = dev::Options { data: None, listen: Listen::Tcp(any), s3_listen: any };
+//! # let options = dev::Options { data: None, listen: Listen::Tcp(any), s3_listen: any, web_listen: any };
 //! # let dev = dev::Dev::start(&options).await?;
 //! # let address = format!("http://{}", dev.address);
 //! # let serving = tokio::spawn(dev.serve(std::future::pending()));

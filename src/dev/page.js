@@ -44,6 +44,10 @@ const messages = {
   AbortUploadResponse: {},
 };
 
+// How often something is tried that may go well later, and how long it waits.
+const TRIES = 5;
+const pause = tries => new Promise(resolve => setTimeout(resolve, 125 * 2 ** tries));
+
 // --- Protocol Buffers: https://protobuf.dev/programming-guides/encoding/
 
 const VARINT = 0, FIXED64 = 1, BYTES = 2, FIXED32 = 5;
@@ -115,8 +119,19 @@ function decode(type, bytes) {
 
 // --- gRPC-Web: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-WEB.md
 
+const OK = '0', UNAVAILABLE = '14';
+
+// Asks again, for some seconds, where the answer says that it helps.
 async function call(method, request) {
-  const message = encode(`${method}Request`, request);
+  for (let tries = 1; ; tries++) {
+    const { status, message, body } = await callOnce(method, encode(`${method}Request`, request));
+    if (status === OK && body) return decode(`${method}Response`, body);
+    if (status !== UNAVAILABLE || tries === TRIES) throw new Error(message || `status ${status}`);
+    await pause(tries);
+  }
+}
+
+async function callOnce(method, message) {
   const frame = new Uint8Array(5 + message.length);
   new DataView(frame.buffer).setUint32(1, message.length);
   frame.set(message, 5);
@@ -143,16 +158,12 @@ async function call(method, request) {
     }
     at += 5 + length;
   }
-  if (trailers.get('grpc-status') !== '0' || !body) {
-    throw new Error(decodeURIComponent(trailers.get('grpc-message') || `status ${trailers.get('grpc-status')}`));
-  }
-  return decode(`${method}Response`, body);
+  return { status: trailers.get('grpc-status'), message: decodeURIComponent(trailers.get('grpc-message') ?? ''), body };
 }
 
 // --- Uploads
 
 const PARTS_AT_ONCE = 4;
-const TRIES = 3;
 
 // Sends what was presigned. Browsers set the length by themselves, and let
 // nobody else.
@@ -215,7 +226,7 @@ async function multipart(file, bucket, key, progress) {
         return { part_number, etag: answer.getResponseHeader('etag') };
       } catch (error) {
         if (tries === TRIES || failed) throw error;
-        await new Promise(resolve => setTimeout(resolve, 500 * tries));
+        await pause(tries);
       }
     }
   };

@@ -159,9 +159,14 @@ async fn a_file_goes_in_and_out_and_its_link_dies(backend: Backend) {
     assert!(done, "{said}");
     assert_eq!(scene.stored("tenant/menu.txt").await, ("text/plain".into(), "Goulash.".into()));
 
-    let bytes: Vec<u8> = (0..64_u32 << 20).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
     let film = folder.path().join("film.mp4");
-    std::fs::write(&film, &bytes).unwrap();
+    let path = film.clone();
+    // Off this thread, which serves the page too.
+    let write = tokio::task::spawn_blocking(move || {
+        let bytes: Vec<u8> = (0..64_u32 << 20).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+        std::fs::write(path, &bytes).map(|()| bytes)
+    });
+    let bytes = write.await.unwrap().unwrap();
     browser.click("[value=multipart]").await;
     let watch = "window.seen = new Set();
         new MutationObserver(() => seen.add(document.querySelector('#uploads li progress').value))
@@ -268,11 +273,11 @@ async fn a_part_is_tried_again_and_an_upload_that_fails_is_given_up(_: Backend) 
     assert_eq!(scene.stored("zeros").await, ("application/octet-stream".into(), vec![0; 6 << 20]));
 
     browser.go(&scene.page).await;
-    let missing = browser.run(script, json!([1000])).await;
-    assert_eq!(missing[1], "lost");
-    let upload_token = missing[0].as_str().unwrap().to_owned();
-    let list = pb::ListPartsRequest { upload_token, ..pb::ListPartsRequest::default() };
-    assert_eq!(scene.api.clone().list_parts(list).await.unwrap_err().code(), tonic::Code::NotFound);
+    let lost = browser.run(script, json!([1000])).await;
+    assert_eq!(lost[1], "lost");
+    let upload_token = lost[0].as_str().unwrap().to_owned();
+    let parts = pb::ListPartsRequest { upload_token, ..pb::ListPartsRequest::default() };
+    assert_eq!(scene.api.clone().list_parts(parts).await.unwrap_err().code(), tonic::Code::NotFound);
     browser.close().await;
 }
 
