@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderMap, HeaderValue, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
@@ -358,7 +358,10 @@ impl Lane {
             async move {
                 Ok::<_, Infallible>(match room {
                     Ok(_room) => services.call(&peer, request).await,
-                    Err(overloaded) => Status::from(overloaded).into_http(),
+                    Err(overloaded) => {
+                        services.read_out(request.into_body()).await;
+                        Status::from(overloaded).into_http()
+                    }
                 })
             }
         });
@@ -413,6 +416,22 @@ impl Services {
             return Ok(None);
         }
         Arc::clone(&self.room).try_acquire_owned().map(Some).map_err(|_| Error::Overloaded)
+    }
+
+    /// Reads what is refused: what is left unread has to be reset, of which HTTP/2
+    /// allows a connection only so much, and who hears of that may not hear why.
+    /// No more than a request may have, nor for longer.
+    async fn read_out(&self, body: Incoming) {
+        let mut body = pin!(body);
+        let mut left = self.request_bytes;
+        let read = async {
+            while let Some(Ok(frame)) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+                let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, bytes::Bytes::len)) else { return };
+                left = rest;
+            }
+        };
+        // Who takes longer is reset.
+        let _ = tokio::time::timeout(self.deadline, read).await;
     }
 
     async fn call(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use fileaccess::pb;
 use fileaccess::pb::file_access_client::FileAccessClient;
+use futures_util::StreamExt as _;
 use tokio::net::TcpListener;
 use tonic::transport::Endpoint;
 use tonic_health::pb::health_client::HealthClient;
@@ -243,7 +244,7 @@ async fn serve_sheds_what_is_too_much_and_stays_healthy(_: Backend) {
     // A store that accepts, and does not answer.
     let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let text = settings(&address, &format!("http://{}", slow.local_addr().unwrap()));
-    let text = text.replace("drain = '1s'", "drain = '0s'\ngrace = '0s'\ncalls = 2");
+    let text = text.replace("drain = '1s'", "drain = '0s'\ngrace = '0s'\ncalls = 2\nstreams = 5000");
     let mut service = Running::start(serve(folder.path(), &text, &[]));
     service.logged("listening");
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
@@ -261,6 +262,15 @@ async fn serve_sheds_what_is_too_much_and_stays_healthy(_: Backend) {
     assert_eq!(crate::service::reason(&status), (tonic::Code::ResourceExhausted, "OVERLOADED".into()));
     assert!(tonic_types::StatusExt::get_error_details(&status).retry_info().is_some());
     assert!(begun.elapsed() < std::time::Duration::from_secs(1), "at once");
+    // However many: each hears why, and the connection is kept.
+    let refused = futures_util::stream::iter(0..20_000)
+        .map(|_| {
+            let mut api = api.clone();
+            async move { api.presign(ask(&"k".repeat(1000), download())).await.unwrap_err().code() }
+        })
+        .buffer_unordered(2_000)
+        .all(async |code| code == tonic::Code::ResourceExhausted);
+    assert!(refused.await);
     let health = HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert_eq!(health.status(), ServingStatus::Serving);
     // Who gives up makes room.
