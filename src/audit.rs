@@ -25,6 +25,7 @@ use crate::ops::revoke::{Outcome, Revoked, Target};
 use crate::ops::upload::Algorithm;
 use crate::ops::upload_token::Session;
 use crate::ops::{list, revoke, start_upload, stat};
+use crate::policy::grant::Action;
 use crate::signer::url::SignedUrl;
 use crate::signer::{KeySnapshot, Signer};
 
@@ -563,19 +564,19 @@ impl<'a> Line<'a> {
                 }
             }
             Asked::List(bucket, prefix) => {
-                line.action = "list";
+                line.action = Action::List.as_str();
                 (line.bucket, line.key) = (Some(bucket.as_str()), Some(prefix.as_str()));
             }
             Asked::Stat(bucket, key) => {
-                line.action = "stat";
+                line.action = Action::Stat.as_str();
                 (line.bucket, line.key) = (Some(bucket.as_str()), Some(key.as_str()));
             }
             Asked::Inspect { access_key_id, issue_id } => {
-                line.action = "inspect";
+                line.action = Action::Inspect.as_str();
                 line.access_key_id = Some(access_key_id);
                 line.issue_id = issue_id.map(|id| id.to_string());
             }
-            Asked::Signers => line.action = "signers",
+            Asked::Signers => line.action = Action::Signers.as_str(),
             Asked::Upload(upload) => {
                 line.action = upload.action;
                 (line.bucket, line.key) = (Some(upload.bucket.as_str()), Some(upload.key.as_str()));
@@ -589,7 +590,8 @@ impl<'a> Line<'a> {
                 });
             }
             Asked::Revoke(revoke) => {
-                line.action = if revoke.object.is_some() { "revoke_object" } else { "revoke_signer" };
+                let ends = if revoke.object.is_some() { Action::RevokeObject } else { Action::RevokeSigner };
+                line.action = ends.as_str();
                 if let Some((bucket, key)) = &revoke.object {
                     (line.bucket, line.key) = (Some(bucket.as_str()), Some(key.as_str()));
                 }

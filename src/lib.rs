@@ -7,8 +7,9 @@
 //!          tonic   who?     parse   Permit    verb     SigV4    S3      revoke      encode
 //! ```
 //!
-//! Data flows one way. Every RPC body is the same four lines: who calls,
-//! parse, authorize, do.
+//! Data flows one way. Every RPC body is the same: who calls ([`throttle`] says
+//! if too often), parse, authorize, do; and [`audit`] has a record of it.
+//! [`client`] and [`cli`] stand at the other end of the wire.
 
 pub mod api;
 pub mod app;
