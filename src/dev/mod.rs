@@ -11,6 +11,7 @@ pub mod web;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -109,7 +110,7 @@ impl Dev {
         let web = web::origins(address);
         let (stop, stopped) = watch::channel(false);
         let service = s3::service(&root, iam.clone()).map_err(Failure::running)?;
-        tokio::spawn(s3::serve(listener, Cors::new(service, &web), stop_of(stopped)));
+        serve_s3(listener, Cors::new(service, &web), stopped).map_err(Failure::running)?;
 
         let user = |signer: &str| format!("fileaccess-signer-{signer}");
         let file = |signer: &str| {
@@ -182,6 +183,20 @@ async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure>
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
+}
+
+/// Serves the embedded S3 on threads of its own: what is uploaded there must not
+/// keep the service from reading its keys in time.
+fn serve_s3(listener: TcpListener, service: Cors, stopped: watch::Receiver<bool>) -> io::Result<()> {
+    let listener = listener.into_std()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("s3").build()?;
+    let serve = async move { s3::serve(TcpListener::from_std(listener)?, service, stop_of(stopped)).await };
+    std::thread::Builder::new().name("s3".to_owned()).spawn(move || {
+        if let Err(error) = runtime.block_on(serve) {
+            tracing::error!(%error, "the embedded S3 has ended");
+        }
+    })?;
+    Ok(())
 }
 
 /// Resolves when all is to stop.
