@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use fileaccess::pb;
 use fileaccess::pb::file_access_client::FileAccessClient;
 use futures_util::{StreamExt as _, stream};
 use http::Uri;
@@ -11,7 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::Connect;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tonic::Code;
 use tonic::body::Body;
 use tonic_health::pb::HealthCheckRequest;
@@ -20,7 +21,7 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::callers::{is_healthy, plain, presign};
 use crate::outside::Service;
 use crate::stage::{Backend, ask, download};
-use crate::{Case, cases};
+use crate::{Case, binary, cases};
 
 pub fn cases() -> Vec<Case> {
     cases![
@@ -30,6 +31,7 @@ pub fn cases() -> Vec<Case> {
         peers_that_ask_nothing_lose_their_place,
         an_idle_connection_is_told_to_go_and_one_with_a_stream_is_not,
         old_connections_go_without_a_failed_call,
+        a_call_may_last_longer_than_its_connection_is_good,
     ]
 }
 
@@ -251,4 +253,22 @@ async fn old_connections_go_without_a_failed_call(_: Backend) {
         assert!(calls > 20, "{calls} calls are no load");
     }
     assert!(connected.load(Ordering::Relaxed) >= 20);
+}
+
+async fn a_call_may_last_longer_than_its_connection_is_good(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let settings = binary::settings("127.0.0.1:0", &format!("http://{}", store.local_addr().unwrap()));
+    let settings = settings.replace("[limits]", "[limits]\nmax_connection_age = '1s'");
+    let mut service = Service::start_with(folder.path(), &settings).await;
+    let mut api = FileAccessClient::new(plain(&service.address).await);
+    let list = pb::ListRequest { bucket: "files".into(), ..pb::ListRequest::default() };
+    let listing = tokio::spawn(async move { api.list(list).await });
+    let (mut asked, _) = store.accept().await.unwrap();
+    service.logged(&["connection told to go", "\"why\":\"Age\""]).await;
+    let body = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    asked.write_all(answer.as_bytes()).await.unwrap();
+    listing.await.unwrap().unwrap();
+    service.logged(&["connection ended"]).await;
 }
