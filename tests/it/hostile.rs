@@ -148,6 +148,12 @@ async fn refused_calls_leave_the_service_as_it_was(_: Backend) {
     assert!(is_healthy(&channel).await);
 }
 
+/// Room for a call, once somebody has lost theirs.
+async fn there_is_room(address: &str) {
+    let call = async { presign(&plain(address).await, &[]).await };
+    tokio::time::timeout(Duration::from_secs(20), call).await.expect("there is room").unwrap();
+}
+
 async fn peers_that_do_not_begin_lose_their_place(_: Backend) {
     let folder = tempfile::tempdir().unwrap();
     let limits = "connections = 2\nhandshake_timeout = '1s'";
@@ -164,8 +170,7 @@ async fn peers_that_do_not_begin_lose_their_place(_: Backend) {
         }
         slow.read(&mut [0]).await.unwrap_or_default()
     });
-    // There is room for it when they have lost theirs.
-    presign(&plain(&service.address).await, &[]).await.unwrap();
+    there_is_room(&service.address).await;
     for _ in 0..2 {
         service.logged(&["connection without http/2", "not done within 1s"]).await;
     }
@@ -180,7 +185,7 @@ async fn peers_that_ask_nothing_lose_their_place(_: Backend) {
     let mut idle = TcpStream::connect(&service.address).await.unwrap();
     idle.write_all(&[PREFACE, &frame(4, 0, 0, &[])].concat()).await.unwrap();
     // It does not even answer the GOAWAY.
-    presign(&plain(&service.address).await, &[]).await.unwrap();
+    there_is_room(&service.address).await;
     service.logged(&["connection told to go", "\"why\":\"Idle\""]).await;
     service.logged(&["connection cut"]).await;
     let mut told = Vec::new();
