@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use aws_credential_types::provider::SharedCredentialsProvider;
+use futures_util::future::{BoxFuture, join_all};
 use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 
@@ -131,8 +132,9 @@ impl Sources {
 }
 
 impl App {
-    /// A replica, its signers' keys looked up once. A signer whose key can't
-    /// be had yet answers `UNAVAILABLE`, and is tried again in the background.
+    /// A replica, its signers' keys looked up once, side by side. A signer whose
+    /// key can't be had, or not within a lease, answers `UNAVAILABLE`, and is
+    /// tried again in the background: no vault keeps a replica from starting.
     ///
     /// # Errors
     /// An audit trail that can't be begun.
@@ -140,14 +142,18 @@ impl App {
         let (tell, changed) = watch::channel(());
         let mut signers = BTreeMap::new();
         let mut keepers = BTreeMap::new();
+        let mut first_looks: Vec<BoxFuture<'static, ()>> = Vec::new();
         for (name, source) in sources.signers {
             let routes = settings.routes.iter().filter(|r| r.signer == name).cloned().collect();
             let new = |kind| Signer::new(&name, kind, routes, &settings.buckets, tell.clone());
             let signer = match source {
                 KeySource::Ambient(provider) => {
                     let signer = Arc::new(new(Kind::Ambient));
-                    let next = ambient::refresh(&signer, &provider).await;
-                    tokio::spawn(ambient::keep(Arc::clone(&signer), provider, next));
+                    let kept = Arc::clone(&signer);
+                    first_looks.push(Box::pin(async move {
+                        let next = ambient::refresh(&kept, &provider).await;
+                        tokio::spawn(ambient::keep(kept, provider, next));
+                    }));
                     signer
                 }
                 KeySource::IamUser { user, vault, issuer } => {
@@ -155,15 +161,18 @@ impl App {
                     if let Some(driver) = driver(settings, &name, user, vault, issuer) {
                         let RotationSettings { refresh, reconcile, .. } = settings.rotation;
                         let keeper = Keeper::new(Arc::clone(&signer), driver, refresh, reconcile);
-                        keeper.refresh().await;
-                        tokio::spawn(Arc::clone(&keeper).keep());
-                        keepers.insert(name.clone(), keeper);
+                        keepers.insert(name.clone(), Arc::clone(&keeper));
+                        first_looks.push(Box::pin(async move {
+                            keeper.refresh_in_time().await;
+                            tokio::spawn(keeper.keep());
+                        }));
                     }
                     signer
                 }
             };
             signers.insert(name, signer);
         }
+        join_all(first_looks).await;
         let bucket = |(name, bucket): (&BucketName, &BucketSettings)| {
             let routes = settings.routes.iter().filter(|r| r.bucket == *name);
             let routes =
@@ -248,6 +257,21 @@ impl Bucket {
     /// [`Error::NoRoute`].
     pub fn route(&self, key: &ObjectKey) -> Result<&Arc<Signer>, Error> {
         self.routes.longest(key.as_str()).ok_or_else(|| Error::NoRoute(self.name.to_string()))
+    }
+
+    /// The signer that signs for every key that begins with `key`.
+    ///
+    /// # Errors
+    /// [`Error::NoRoute`], and [`Error::Invalid`] if another one signs for some
+    /// of them: what `key`'s signer signs for all would outlive a revoke of the
+    /// other.
+    pub fn route_all(&self, key: &ObjectKey, field: &str) -> Result<&Arc<Signer>, Error> {
+        let signer = self.route(key)?;
+        if self.routes.under(key.as_str()).any(|other| other.name != signer.name) {
+            let must = "not be set for a `key` under which another signer's route begins; ask for a longer `key`";
+            return Err(Error::invalid(field, must));
+        }
+        Ok(signer)
     }
 
     /// Its URL, to which forms are posted.

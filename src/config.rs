@@ -435,6 +435,18 @@ pub struct Limits {
     /// The deadline of a call that brings none, and the most that one may bring.
     #[serde(deserialize_with = "duration")]
     pub deadline: Duration,
+    /// How long a new connection may take until it speaks HTTP/2, TLS included.
+    #[serde(deserialize_with = "duration")]
+    pub handshake_timeout: Duration,
+    /// How long a connection may have no call before it is told to go (GOAWAY).
+    /// 0: for ever. gRPC's `MAX_CONNECTION_IDLE`.
+    #[serde(deserialize_with = "duration")]
+    pub max_connection_idle: Duration,
+    /// How old a connection may be before it is told to go, more or less by a
+    /// tenth. 0: any. gRPC's `MAX_CONNECTION_AGE`. The grace is what calls may
+    /// take: [`Self::keepalive_timeout`] and [`Self::deadline`].
+    #[serde(deserialize_with = "duration")]
+    pub max_connection_age: Duration,
     /// How often a silent connection is asked whether it is alive.
     #[serde(deserialize_with = "duration")]
     pub keepalive: Duration,
@@ -462,6 +474,9 @@ impl Default for Limits {
             request_bytes: 4 << 20,
             response_bytes: 16 << 20,
             deadline: Duration::from_secs(30),
+            handshake_timeout: Duration::from_secs(10),
+            max_connection_idle: Duration::from_mins(30),
+            max_connection_age: Duration::from_hours(1),
             keepalive: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),
             drain: Duration::from_secs(5),
@@ -707,6 +722,7 @@ impl Settings {
         within("response_bytes", limits.response_bytes, 64 << 10..=256 << 20);
         for (field, duration) in [
             ("deadline", limits.deadline),
+            ("handshake_timeout", limits.handshake_timeout),
             ("keepalive", limits.keepalive),
             ("keepalive_timeout", limits.keepalive_timeout),
         ] {

@@ -19,9 +19,6 @@ pub mod caller;
 pub mod cli;
 pub mod client;
 pub mod config;
-#[cfg(test)]
-#[path = "../tests/it/contract.rs"]
-mod contract;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod error;

@@ -142,6 +142,12 @@ impl<T> PrefixMap<T> {
         self.chain(end, key).map(|(_, slot)| &slot.value)
     }
 
+    /// The values of all prefixes that begin with `key`.
+    pub fn under(&self, key: &str) -> impl Iterator<Item = &T> {
+        let from = self.0.partition_point(|slot| *slot.prefix < *key);
+        self.0.iter().skip(from).take_while(move |slot| slot.prefix.starts_with(key)).map(|slot| &slot.value)
+    }
+
     /// The slots that cover `key`, of those before `end`, none of which sorts
     /// after it.
     ///
@@ -237,6 +243,15 @@ mod tests {
             all.sort_by_key(|p| std::cmp::Reverse(p.len()));
             all.dedup();
             prop_assert_eq!(map.covering(&key).collect::<Vec<_>>(), all);
+        }
+
+        #[test]
+        fn the_prefixes_under_a_key_are_those_that_a_scan_finds(
+            prefixes in proptest::collection::btree_set("[abé/]{0,4}", 0..20), key in "[abé/]{0,3}",
+        ) {
+            let map: PrefixMap<String> = prefixes.iter().map(|p| (p.as_str(), p.clone())).collect();
+            let all: Vec<_> = prefixes.iter().filter(|p| p.starts_with(&key)).collect();
+            prop_assert_eq!(map.under(&key).collect::<Vec<_>>(), all);
         }
     }
 

@@ -1,6 +1,8 @@
 //! `run(listener, app, shutdown)`: connections, limits, deadlines, health,
 //! reflection, drain. It serves production and tests alike.
 
+mod connection;
+
 use std::convert::Infallible;
 use std::fmt::{self, Write as _};
 use std::io;
@@ -10,11 +12,12 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use connection::{Calls, Greeted, Term};
 use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -31,11 +34,11 @@ use tracing::Instrument as _;
 use crate::api::Api;
 use crate::app::App;
 use crate::caller::{Caller, Peer};
-use crate::config::{Listen, SidecarSettings};
+use crate::config::{Limits, Listen, SidecarSettings};
 use crate::error::Error;
 use crate::pb;
 use crate::pb::file_access_server::FileAccessServer;
-use crate::tls::Tls;
+use crate::tls::{Shaken, Tls};
 
 /// A bound address. Nothing is accepted before [`run`].
 pub struct Listener {
@@ -188,10 +191,11 @@ pub async fn run(listener: Listener, app: Arc<App>, shutdown: impl Future<Output
     let workers = Workers::start(&app, &services, tls.as_ref())?;
     let limits = &app.limits;
 
-    let graceful = GracefulShutdown::new();
+    // Each connection holds a receiver for as long as it lasts.
+    let closing = watch::Sender::new(false);
     let room = Arc::new(Semaphore::new(limits.connections));
     {
-        let mut accepting = pin!(accept(&listener, &workers, &graceful, &room));
+        let mut accepting = pin!(accept(&listener, &workers, &closing, &room));
         let mut shutdown = pin!(shutdown);
         tokio::select! {
             () = &mut accepting => {}
@@ -208,7 +212,8 @@ pub async fn run(listener: Listener, app: Arc<App>, shutdown: impl Future<Output
     }
     // Watchers of health would hold their connections for ever.
     let _ = report.await;
-    if tokio::time::timeout(limits.grace, graceful.shutdown()).await.is_err() {
+    closing.send_replace(true);
+    if tokio::time::timeout(limits.grace, closing.closed()).await.is_err() {
         tracing::warn!(grace = ?limits.grace, "connections cut that did not finish");
     }
     workers.stop();
@@ -217,11 +222,11 @@ pub async fn run(listener: Listener, app: Arc<App>, shutdown: impl Future<Output
 }
 
 /// Hands out connections, for ever.
-async fn accept(listener: &Listener, workers: &Workers, graceful: &GracefulShutdown, room: &Arc<Semaphore>) {
+async fn accept(listener: &Listener, workers: &Workers, closing: &watch::Sender<bool>, room: &Arc<Semaphore>) {
     for n in 0.. {
         let Ok(permit) = Arc::clone(room).acquire_owned().await else { return };
         match listener.accept().await {
-            Ok(accepted) => workers.hand(n, Connection { accepted, watcher: graceful.watcher(), room: permit }),
+            Ok(accepted) => workers.hand(n, Connection { accepted, closing: closing.subscribe(), room: permit }),
             Err(error) => {
                 tracing::warn!(%error, "connection not accepted");
                 // Out of descriptors, most likely: give them time to come back.
@@ -234,7 +239,8 @@ async fn accept(listener: &Listener, workers: &Workers, graceful: &GracefulShutd
 /// A connection on its way to the thread that serves it.
 struct Connection {
     accepted: Accepted,
-    watcher: Watcher,
+    /// Says when the service ends.
+    closing: watch::Receiver<bool>,
     /// Given back when the connection ends.
     room: OwnedSemaphorePermit,
 }
@@ -298,32 +304,37 @@ struct Lane {
     http: http2::Builder<TokioExecutor>,
     services: Arc<Services>,
     tls: Option<Arc<Tls>>,
+    app: Arc<App>,
 }
 
 impl Lane {
-    fn new(app: &App, services: &Arc<Services>, tls: Option<&Arc<Tls>>) -> Self {
+    fn new(app: &Arc<App>, services: &Arc<Services>, tls: Option<&Arc<Tls>>) -> Self {
         let mut http = http2::Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())
             .keep_alive_interval(app.limits.keepalive)
             .keep_alive_timeout(app.limits.keepalive_timeout)
             .max_concurrent_streams(app.limits.streams)
             .max_header_list_size(16 << 10);
-        Self { http, services: Arc::clone(services), tls: tls.cloned() }
+        Self { http, services: Arc::clone(services), tls: tls.cloned(), app: Arc::clone(app) }
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.app.limits
     }
 
     /// Serves connections until their sender is gone.
     async fn serve(self, mut connections: mpsc::UnboundedReceiver<Connection>) {
-        while let Some(Connection { accepted: Accepted { stream, peer }, watcher, room }) = connections.recv().await {
+        while let Some(Connection { accepted: Accepted { stream, peer }, closing, room }) = connections.recv().await {
             let lane = self.clone();
             tokio::spawn(async move {
                 let _room = room;
                 match stream {
                     Stream::Tcp(stream) => match tokio::net::TcpStream::from_std(stream) {
-                        Ok(stream) => lane.secure(stream, peer, watcher).await,
+                        Ok(stream) => lane.secure(stream, peer, closing).await,
                         Err(error) => tracing::warn!(%error, "connection lost"),
                     },
                     Stream::Unix(stream) => match tokio::net::UnixStream::from_std(stream) {
-                        Ok(stream) => lane.secure(stream, peer, watcher).await,
+                        Ok(stream) => lane.secure(stream, peer, closing).await,
                         Err(error) => tracing::warn!(%error, "connection lost"),
                     },
                 }
@@ -332,32 +343,65 @@ impl Lane {
     }
 
     /// Serves one connection, by TLS if the listener has it.
-    async fn secure<S>(self, stream: S, peer: Peer, watcher: Watcher)
+    async fn secure<S>(self, stream: S, peer: Peer, closing: watch::Receiver<bool>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let begun = tokio::time::Instant::now();
         match &self.tls {
-            None => self.converse(stream, peer, watcher).await,
-            Some(tls) => match tls.accept(stream).await {
-                Ok((stream, caller)) => self.converse(stream, Peer::One(caller), watcher).await,
+            None => match self.in_time(begun, Greeted::new(stream)).await {
+                Ok(stream) => self.converse(stream, peer, None, closing).await,
+                Err(error) => tracing::debug!(%error, "connection without http/2"),
+            },
+            Some(tls) => match self.in_time(begun, tls.accept(stream)).await {
+                Ok(Shaken { stream, caller, not_after }) => match self.in_time(begun, Greeted::new(stream)).await {
+                    Ok(stream) => self.converse(stream, Peer::One(caller), Some(not_after), closing).await,
+                    Err(error) => tracing::debug!(%error, "connection without http/2"),
+                },
                 Err(error) => tracing::info!(%error, "tls handshake failed"),
             },
         }
     }
 
-    /// Serves one connection.
-    async fn converse<S>(&self, stream: S, peer: Peer, watcher: Watcher)
-    where
+    /// A step of the handshake of a connection that was `begun` then.
+    async fn in_time<T>(
+        &self,
+        begun: tokio::time::Instant,
+        step: impl Future<Output = io::Result<T>>,
+    ) -> io::Result<T> {
+        let within = self.limits().handshake_timeout;
+        match tokio::time::timeout_at(begun + within, step).await {
+            Ok(done) => done,
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("not done within {within:?}"))),
+        }
+    }
+
+    /// Serves one connection, until it has to go.
+    async fn converse<S>(
+        &self,
+        stream: S,
+        peer: Peer,
+        not_after: Option<SystemTime>,
+        mut closing: watch::Receiver<bool>,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let peer = Arc::new(peer);
+        let term = Term::new(self.limits(), not_after);
+        let calls = Calls::new(peer);
         let service = hyper::service::service_fn(|request: Request<Incoming>| {
-            let (services, peer) = (Arc::clone(&self.services), Arc::clone(&peer));
+            let (services, call) = (Arc::clone(&self.services), calls.begin());
             // Here and not below: calls that wait for their first turn are calls too.
             let room = services.room(&request);
             async move {
                 Ok::<_, Infallible>(match room {
-                    Ok(_room) => services.call(&peer, request).await,
+                    Ok(Some(_room)) => services.call(call.peer(), request).await,
+                    // It may stream for as long as somebody listens, and runs until then.
+                    Ok(None) => services.call(call.peer(), request).await.map(|body| {
+                        Body::new(body.map_frame(move |frame| {
+                            let _ = &call;
+                            frame
+                        }))
+                    }),
                     Err(overloaded) => {
                         services.read_out(request.into_body()).await;
                         Status::from(overloaded).into_http()
@@ -365,8 +409,19 @@ impl Lane {
                 })
             }
         });
-        if let Err(error) = watcher.watch(self.http.serve_connection(TokioIo::new(stream), service)).await {
-            tracing::debug!(%error, "connection ended");
+        let mut connection = pin!(self.http.serve_connection(TokioIo::new(stream), service));
+        let ended = tokio::select! {
+            ended = &mut connection => Ok(ended),
+            why = term.over(&calls, &mut closing) => {
+                tracing::debug!(?why, "connection told to go");
+                connection.as_mut().graceful_shutdown();
+                tokio::time::timeout(term.grace(why), &mut connection).await
+            }
+        };
+        match ended {
+            Ok(Ok(())) => tracing::debug!("connection ended"),
+            Ok(Err(error)) => tracing::debug!(%error, "connection ended"),
+            Err(_) => tracing::info!("connection cut whose calls did not finish in time"),
         }
     }
 }

@@ -4,11 +4,11 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use sha2::{Digest as _, Sha256};
@@ -23,9 +23,6 @@ use crate::error::Error;
 
 /// HTTP/2 in ALPN (RFC 9113, section 3.1).
 const H2: &[u8] = b"h2";
-
-/// How long a handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -52,6 +49,15 @@ impl TlsError {
     }
 }
 
+/// A connection by TLS.
+pub(crate) struct Shaken<S> {
+    pub(crate) stream: TlsStream<S>,
+    /// Whose certificate was shown.
+    pub(crate) caller: Result<Caller, Error>,
+    /// When that certificate ends.
+    pub(crate) not_after: SystemTime,
+}
+
 /// The TLS side of a listener.
 pub struct Tls {
     settings: TlsSettings,
@@ -76,23 +82,19 @@ impl Tls {
     /// are told why they are refused.
     ///
     /// # Errors
-    /// No certificate of the client CA, no HTTP/2, or too slow.
-    pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        stream: S,
-    ) -> std::io::Result<(TlsStream<S>, Result<Caller, Error>)> {
+    /// No certificate of the client CA, or no HTTP/2.
+    pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> std::io::Result<Shaken<S>> {
         let acceptor = TlsAcceptor::from(self.config.load_full());
-        let Ok(shaken) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else {
-            return Err(std::io::Error::other(format!("not done within {HANDSHAKE:?}")));
-        };
-        let stream = shaken?;
+        let stream = acceptor.accept(stream).await?;
         let (_, session) = stream.get_ref();
         if session.alpn_protocol() != Some(H2) {
             return Err(std::io::Error::other("the client does not offer HTTP/2 in ALPN"));
         }
         let leaf = session.peer_certificates().and_then(<[_]>::first);
-        let caller = leaf.map_or(Err(Error::NoCaller), Caller::certified);
-        Ok((stream, caller))
+        let leaf = leaf.ok_or_else(|| std::io::Error::other("no client certificate was shown"))?;
+        let not_after = not_after(leaf).ok_or_else(|| std::io::Error::other("the certificate has no end"))?;
+        let caller = Caller::certified(leaf);
+        Ok(Shaken { stream, caller, not_after })
     }
 
     /// Looks at the files, for ever. What has changed is taken up when it was
@@ -182,9 +184,46 @@ impl Files {
     }
 }
 
+/// When a certificate ends (RFC 5280, section 4.1.2.5).
+fn not_after(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
+    // At the end of all days every certificate is expired, and the library says since when. It
+    // looks at that before anything else.
+    let never = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));
+    match certificate.verify_for_usage(&[], &[], &[], never, webpki::KeyUsage::client_auth(), None, None) {
+        Err(webpki::Error::CertExpired { not_after, .. }) => {
+            SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(not_after.as_secs()))
+        }
+        _ => None,
+    }
+}
+
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str> {
     match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
         _ => Err("holds no certificate as PEM, or a broken one"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_certificate_is_told_in_both_of_its_forms() {
+        let end_of = |year| {
+            let mut of = CertificateParams::default();
+            of.not_before = date_time_ymd(2020, 1, 1);
+            of.not_after = date_time_ymd(year, 2, 3);
+            not_after(of.self_signed(&KeyPair::generate().unwrap()).unwrap().der()).unwrap()
+        };
+        // UTCTime until 2049, GeneralizedTime from then on, 9999 for those that are to have no end.
+        for year in [2021, 2049, 2050, 9999] {
+            let expect = humantime::parse_rfc3339(&format!("{year}-02-03T00:00:00Z")).unwrap();
+            assert_eq!(end_of(year), expect);
+        }
+        assert_eq!(not_after(&CertificateDer::from(vec![0x30, 0])), None);
     }
 }

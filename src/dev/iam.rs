@@ -188,11 +188,4 @@ mod tests {
         assert_eq!(left, [second.access_key_id()]);
         assert!(!format!("{second:?}").contains(second.secret_access_key()));
     }
-
-    #[tokio::test]
-    async fn memory_issues_by_the_contract() {
-        let iam = MemoryIam::default();
-        iam.create_user("u").unwrap();
-        crate::contract::issuer(&iam, "u").await;
-    }
 }

@@ -152,11 +152,17 @@ pub async fn issue_judged(
 /// Signs what the permit allows.
 ///
 /// # Errors
-/// [`Error::UnknownBucket`], [`Error::NoRoute`], [`Error::SignerUnavailable`].
+/// [`Error::UnknownBucket`], [`Error::NoRoute`], [`Error::SignerUnavailable`],
+/// and [`Error::Invalid`] for what only the routes can tell.
 pub async fn presign(app: &App, permit: Permit<Ask>, now: SystemTime) -> Result<Presigned, Error> {
     let ask = permit.ask();
     let bucket = app.bucket(&ask.bucket)?;
-    let signer = bucket.route(&ask.key)?;
+    let signer = match &ask.operation {
+        Operation::FormUpload(form) if form.key_prefix_only => {
+            bucket.route_all(&ask.key, "form_upload.key_prefix_only")?
+        }
+        _ => bucket.route(&ask.key)?,
+    };
     let key = signer.key(now)?;
     let presigner = key
         .presigner(&ask.bucket)

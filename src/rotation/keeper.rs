@@ -126,10 +126,15 @@ impl Keeper {
     async fn keep_key(&self) {
         loop {
             tokio::time::sleep(self.refresh).await;
-            // What comes later than that is too old to renew the lease.
-            if tokio::time::timeout(self.driver.pace.lease, self.refresh()).await.is_err() {
-                tracing::warn!(signer = self.signer.name, "vault not read within a lease");
-            }
+            self.refresh_in_time().await;
+        }
+    }
+
+    /// Reads the vault once, unless that takes longer than a lease: what comes
+    /// later is too old to renew it.
+    pub async fn refresh_in_time(&self) {
+        if tokio::time::timeout(self.driver.pace.lease, self.refresh()).await.is_err() {
+            tracing::warn!(signer = self.signer.name, "vault not read within a lease");
         }
     }
 

@@ -36,19 +36,3 @@ impl Vault for Memory {
         Ok(())
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::contract;
-
-    #[tokio::test]
-    async fn memory_keeps_the_contract() {
-        let pair = || {
-            let vault = Memory::default();
-            [Box::new(vault.clone()) as Box<dyn Vault>, Box::new(vault)]
-        };
-        contract::vault(pair).await;
-        contract::one_of_two_rotations_wins(pair).await;
-    }
-}

@@ -1,10 +1,12 @@
 //! Who calls: by the connection, by a sidecar's header, by certificate.
 
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use fileaccess::pb;
 use fileaccess::pb::file_access_client::FileAccessClient;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
@@ -28,6 +30,7 @@ pub fn cases() -> Vec<Case> {
         the_command_line_shows_a_certificate_or_uses_a_socket,
         who_has_no_good_certificate_gets_no_connection,
         silent_peers_hold_up_nobody,
+        a_connection_ends_with_its_certificate,
         tls_files_are_taken_up_under_load_without_a_failed_call,
         serve_refuses_tls_files_that_it_cannot_use,
     ]
@@ -261,7 +264,7 @@ async fn silent_peers_hold_up_nobody(_: Backend) {
     let folder = tempfile::tempdir().unwrap();
     let mesh = Authority::new("mesh");
     let settings = tls_settings(folder.path(), &mesh.issue(&[SERVER]), &mesh.pem());
-    let mut service = Service::start(folder.path(), "127.0.0.1:0", &settings).await;
+    let mut service = Service::start_limited(folder.path(), "handshake_timeout = '3s'", &settings).await;
     let mut silent = Vec::new();
     for _ in 0..100 {
         silent.push(TcpStream::connect(&service.address).await.unwrap());
@@ -270,10 +273,45 @@ async fn silent_peers_hold_up_nobody(_: Backend) {
     let connector = certificates::client(&mesh.pem(), Some(&identity), &["h2"]);
     presign(&certificates::channel(&service.address, connector), &[]).await.unwrap();
     assert_eq!(service.caller().await, ORDERS, "served while a hundred others say nothing");
-    // They are hung up on in the end.
+    // They are hung up on in the end,
     for _ in 0..100 {
-        service.logged(&["tls handshake failed", "not done within 10s"]).await;
+        service.logged(&["tls handshake failed", "not done within 3s"]).await;
     }
+    // and so is who has shaken hands and says nothing then.
+    let connector = certificates::client(&mesh.pem(), Some(&identity), &["h2"]);
+    let mut silent = certificates::dial(&service.address, &connector).await.unwrap();
+    service.logged(&["connection without http/2", "not done within 3s"]).await;
+    assert_eq!(silent.read(&mut [0]).await.unwrap_or_default(), 0);
+}
+
+async fn a_connection_ends_with_its_certificate(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = Authority::new("mesh");
+    let settings = tls_settings(folder.path(), &mesh.issue(&[SERVER]), &mesh.pem());
+    let mut service = Service::start(folder.path(), "127.0.0.1:0", &settings).await;
+    let end = SystemTime::now() + Duration::from_secs(5);
+    let brief = mesh.issue_as(&[ORDERS], |of| of.not_after = end.into());
+    let channel =
+        |identity| certificates::channel(&service.address, certificates::client(&mesh.pem(), Some(identity), &["h2"]));
+    let (brief, lasting) = (channel(&brief), channel(&mesh.issue(&[ORDERS])));
+    let (mut ends, mut lasts) = (HealthClient::new(brief.clone()), HealthClient::new(lasting.clone()));
+    // Streams, which a connection that was only told to go would wait for.
+    let mut ends = ends.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    let mut lasts = lasts.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    ends.message().await.unwrap().expect("its health");
+    lasts.message().await.unwrap().expect("its health");
+    presign(&brief, &[]).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(20), ends.message()).await.expect("cut");
+    assert!(!matches!(ended, Ok(Some(_))), "{ended:?}");
+    // Certificates count whole seconds.
+    let at = SystemTime::now();
+    assert!(at + Duration::from_secs(1) > end && at < end + Duration::from_secs(3), "{at:?} is not {end:?}");
+    service.logged(&["connection told to go", "\"why\":\"Age\""]).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    presign(&brief, &[]).await.unwrap_err();
+    service.logged(&["tls handshake failed", "certificate expired"]).await;
+    presign(&lasting, &[]).await.unwrap();
+    assert!(futures_util::FutureExt::now_or_never(lasts.message()).is_none(), "the other one goes on");
 }
 
 /// The certificate that the service shows.

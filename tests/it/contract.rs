@@ -1,26 +1,26 @@
-//! What every vault and every issuer of keys keeps to, whatever is behind it.
-//! The library's unit tests run this on those that need nothing, the
-//! integration tests on those that need LocalStack.
+//! What every vault and every issuer of keys keeps to, whatever is behind it:
+//! `local_vaults` holds those to it that need nothing, `vaults` those on
+//! LocalStack.
 
 use aws_credential_types::Credentials;
 
-use crate::issuer::{IssuerError, KeyIssuer, Status};
-use crate::vault::{Held, Vault, VaultError, Version};
+use fileaccess::issuer::{IssuerError, KeyIssuer, Status};
+use fileaccess::vault::{Held, Vault, VaultError, Version};
 
 /// Two handles on one new vault, as two replicas have them.
-pub(crate) type Pair = [Box<dyn Vault>; 2];
+pub type Pair = [Box<dyn Vault>; 2];
 
-pub(crate) fn id(name: char) -> String {
+pub fn id(name: char) -> String {
     format!("rotation-{}", name.to_string().repeat(32))
 }
 
-pub(crate) fn key(name: char) -> Credentials {
+pub fn key(name: char) -> Credentials {
     // The provider's name is no part of what a vault keeps.
     Credentials::new(format!("AKIA{name}"), format!("s3cret/{name}+\"\\é"), None, None, "test")
 }
 
 /// Neither what is shown nor what is logged has a secret in it.
-pub(crate) fn hides_secrets(shown: &impl std::fmt::Debug) {
+pub fn hides_secrets(shown: &impl std::fmt::Debug) {
     assert!(!format!("{shown:?}").contains("s3cret"), "{shown:?}");
 }
 
@@ -42,7 +42,7 @@ async fn labels(vault: &dyn Vault) -> [Option<char>; 3] {
 }
 
 /// Everything but races.
-pub(crate) async fn vault(new: impl Fn() -> Pair) {
+pub async fn vault(new: impl Fn() -> Pair) {
     a_key_goes_from_pending_to_current_to_previous(new()).await;
     everything_can_be_said_twice(new()).await;
     a_writer_that_is_late_moves_nothing(new()).await;
@@ -132,9 +132,9 @@ async fn ids_are_those_that_every_vault_can_keep([one, _]: Pair) {
 }
 
 /// Two replicas that rotate at once: exactly one of them wins, from an empty
-/// vault and from a full one.
-#[allow(dead_code, reason = "LocalStack loses AWSCURRENT in this race: see `vaults`")]
-pub(crate) async fn one_of_two_rotations_wins(new: impl Fn() -> Pair) {
+/// vault and from a full one. Not for LocalStack's Secrets Manager, which loses
+/// AWSCURRENT in this race: see `vaults`.
+pub async fn one_of_two_rotations_wins(new: impl Fn() -> Pair) {
     async fn rotate(vault: &dyn Vault, from: Option<&str>, to: char) -> Result<(), VaultError> {
         vault.stage(&id(to), &key(to)).await?;
         vault.promote(from, &id(to)).await
@@ -159,7 +159,7 @@ pub(crate) async fn one_of_two_rotations_wins(new: impl Fn() -> Pair) {
 }
 
 /// `user` is there and has no keys.
-pub(crate) async fn issuer(issuer: &dyn KeyIssuer, user: &str) {
+pub async fn issuer(issuer: &dyn KeyIssuer, user: &str) {
     let missing = format!("{user}-missing");
     assert_eq!(issuer.list(&missing).await, Err(IssuerError::NoSuchUser));
     assert_eq!(issuer.create(&missing).await, Err(IssuerError::NoSuchUser));

@@ -17,6 +17,7 @@ pub fn cases() -> Vec<Case> {
         a_form_ends_when_it_says,
         wrong_forms_are_told_what_is_wrong,
         ceilings_hold_for_forms,
+        no_form_reaches_the_keys_of_another_signer,
     ]
 }
 
@@ -252,4 +253,30 @@ async fn ceilings_hold_for_forms(backend: Backend) {
     let prefix = pb::FormUpload { key_prefix_only: true, ..good };
     let status = stage.try_presign(ask("in", Operation::FormUpload(prefix))).await.unwrap_err();
     assert_eq!(reason(&status).1, "NOT_GRANTED");
+}
+
+async fn no_form_reaches_the_keys_of_another_signer(backend: Backend) {
+    let route = |prefix: &str, signer: &str| {
+        format!("[[routes]]\nbucket = 'files'\nprefix = '{prefix}'\nsigner = '{signer}'\n")
+    };
+    let settings = "[signers.tenant]\nkind = 'ambient'\n".to_owned()
+        + &route("in/a/", "tenant")
+        + &route("in/a/b/", "main")
+        + &route("in/c/", "main")
+        + "[buckets.other]\nbucket = 'other'\nregion = 'us-east-1'\n"
+        + "[[routes]]\nbucket = 'other'\nprefix = 'in/c/d/'\nsigner = 'tenant'\n";
+    let stage = Stage::with(backend, &settings, None).await;
+    let prefix = pb::FormUpload { key_prefix_only: true, ..pb::FormUpload::default() };
+    // Revoking one signer would not end a form that another has signed for its keys.
+    for key in ["i", "in/", "in/a", "in/a/", "in/a/b"] {
+        let status = stage.try_presign(ask(key, Operation::FormUpload(prefix.clone()))).await.unwrap_err();
+        assert_eq!(fields(&status), ["form_upload.key_prefix_only"], "{key}: {status:?}");
+        // One key has one signer.
+        form(&stage, key, pb::FormUpload::default()).await;
+    }
+    for (key, signer) in
+        [("in/a/x", "tenant"), ("in/a/b/", "main"), ("in/a/c", "tenant"), ("in/b", "main"), ("in/c", "main")]
+    {
+        assert_eq!(form(&stage, key, prefix.clone()).await.signer, signer, "{key}");
+    }
 }

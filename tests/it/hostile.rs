@@ -1,19 +1,38 @@
 //! Peers that mean no good: the service stays up, well, and of one size.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use fileaccess::pb;
+use fileaccess::pb::file_access_client::FileAccessClient;
 use futures_util::{StreamExt as _, stream};
+use http::Uri;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::Connect;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tonic::Code;
+use tonic::body::Body;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::callers::{is_healthy, plain, presign};
 use crate::outside::Service;
-use crate::stage::Backend;
-use crate::{Case, cases};
+use crate::stage::{Backend, ask, download};
+use crate::{Case, binary, cases};
 
 pub fn cases() -> Vec<Case> {
-    cases![malformed_frames_leave_the_service_as_it_was, refused_calls_leave_the_service_as_it_was]
+    cases![
+        malformed_frames_leave_the_service_as_it_was,
+        refused_calls_leave_the_service_as_it_was,
+        peers_that_do_not_begin_lose_their_place,
+        peers_that_ask_nothing_lose_their_place,
+        an_idle_connection_is_told_to_go_and_one_with_a_stream_is_not,
+        old_connections_go_without_a_failed_call,
+        a_call_may_last_longer_than_its_connection_is_good,
+    ]
 }
 
 /// How much memory may come and go, in KiB. It is less than
@@ -127,4 +146,134 @@ async fn refused_calls_leave_the_service_as_it_was(_: Backend) {
     let known = [("x-forwarded-client-cert", "URI=spiffe://mesh.test/orders")];
     presign(&channel, &known).await.unwrap();
     assert!(is_healthy(&channel).await);
+}
+
+/// Room for a call, once somebody has lost theirs.
+async fn there_is_room(address: &str) {
+    let call = async { presign(&plain(address).await, &[]).await };
+    tokio::time::timeout(Duration::from_secs(20), call).await.expect("there is room").unwrap();
+}
+
+async fn peers_that_do_not_begin_lose_their_place(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = "connections = 2\nhandshake_timeout = '1s'";
+    let mut service = Service::start_limited(folder.path(), limits, "").await;
+    let mut silent = TcpStream::connect(&service.address).await.unwrap();
+    let mut slow = TcpStream::connect(&service.address).await.unwrap();
+    let dripping = tokio::spawn(async move {
+        for byte in PREFACE {
+            // Until it is hung up on.
+            if slow.write_all(&[*byte]).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        slow.read(&mut [0]).await.unwrap_or_default()
+    });
+    there_is_room(&service.address).await;
+    for _ in 0..2 {
+        service.logged(&["connection without http/2", "not done within 1s"]).await;
+    }
+    assert_eq!(silent.read(&mut [0]).await.unwrap_or_default(), 0);
+    assert_eq!(dripping.await.unwrap(), 0);
+}
+
+async fn peers_that_ask_nothing_lose_their_place(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = "connections = 1\nmax_connection_idle = '500ms'\ndeadline = '1s'\nkeepalive_timeout = '500ms'";
+    let mut service = Service::start_limited(folder.path(), limits, "").await;
+    let mut idle = TcpStream::connect(&service.address).await.unwrap();
+    idle.write_all(&[PREFACE, &frame(4, 0, 0, &[])].concat()).await.unwrap();
+    // It does not even answer the GOAWAY.
+    there_is_room(&service.address).await;
+    service.logged(&["connection told to go", "\"why\":\"Idle\""]).await;
+    service.logged(&["connection cut"]).await;
+    let mut told = Vec::new();
+    let _ = idle.read_to_end(&mut told).await;
+    let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0]; // (RFC 9113, section 6.8)
+    assert!(told.windows(goaway.len()).any(|frame| frame == goaway), "{told:?}");
+}
+
+/// What sends calls over a connection that it makes when it has to, and how
+/// often it has. As all of gRPC's own clients, and unlike tonic's, it sends a
+/// call once more that a connection on its way out has not taken.
+fn counted(address: &str) -> (Client<impl Connect + Clone + Send + Sync + 'static, Body>, Arc<AtomicUsize>) {
+    let (address, count) = (address.to_owned(), Arc::<AtomicUsize>::default());
+    let counter = Arc::clone(&count);
+    let dial = move |_: Uri| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        let address = address.clone();
+        Box::pin(async move { TcpStream::connect(address).await.map(TokioIo::new) })
+    };
+    (Client::builder(TokioExecutor::new()).http2_only(true).build(tower::service_fn(dial)), count)
+}
+
+async fn an_idle_connection_is_told_to_go_and_one_with_a_stream_is_not(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut service = Service::start_limited(folder.path(), "max_connection_idle = '1s'", "").await;
+    let (http, connected) = counted(&service.address);
+    let (http_of_health, connected_for_health) = counted(&service.address);
+    let mut api = FileAccessClient::with_origin(http, Uri::from_static("http://localhost"));
+    let mut health = HealthClient::with_origin(http_of_health, Uri::from_static("http://localhost"));
+    let watching = health.watch(HealthCheckRequest::default()).await.unwrap();
+    for n in 1..=2 {
+        // Nobody notices.
+        api.presign(ask("k", download())).await.unwrap();
+        assert_eq!(connected.load(Ordering::Relaxed), n);
+        service.logged(&["connection told to go", "\"why\":\"Idle\""]).await;
+        service.logged(&["connection ended"]).await;
+    }
+    health.check(HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(connected_for_health.load(Ordering::Relaxed), 1, "its stream was there for twice as long");
+    drop(watching);
+    service.logged(&["connection told to go", "\"why\":\"Idle\""]).await;
+}
+
+async fn old_connections_go_without_a_failed_call(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    // If they stayed, there would be no room for others soon.
+    let limits = "connections = 4\nmax_connection_age = '200ms'";
+    let mut service = Service::start_limited(folder.path(), limits, "").await;
+    let (http, connected) = counted(&service.address);
+    let api = FileAccessClient::with_origin(http, Uri::from_static("http://localhost"));
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let load = || {
+        let (mut api, stopped) = (api.clone(), stopped.clone());
+        tokio::spawn(async move {
+            let mut calls = 0;
+            while !*stopped.borrow() {
+                api.presign(ask("k", download())).await.unwrap();
+                calls += 1;
+            }
+            calls
+        })
+    };
+    let loads = [load(), load(), load(), load()];
+    for _ in 0..20 {
+        service.logged(&["connection told to go", "\"why\":\"Age\""]).await;
+    }
+    stop.send_replace(true);
+    for load in loads {
+        let calls = load.await.expect("no call failed");
+        assert!(calls > 20, "{calls} calls are no load");
+    }
+    assert!(connected.load(Ordering::Relaxed) >= 20);
+}
+
+async fn a_call_may_last_longer_than_its_connection_is_good(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let settings = binary::settings("127.0.0.1:0", &format!("http://{}", store.local_addr().unwrap()));
+    let settings = settings.replace("[limits]", "[limits]\nmax_connection_age = '1s'");
+    let mut service = Service::start_with(folder.path(), &settings).await;
+    let mut api = FileAccessClient::new(plain(&service.address).await);
+    let list = pb::ListRequest { bucket: "files".into(), ..pb::ListRequest::default() };
+    let listing = tokio::spawn(async move { api.list(list).await });
+    let (mut asked, _) = store.accept().await.unwrap();
+    service.logged(&["connection told to go", "\"why\":\"Age\""]).await;
+    let body = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    asked.write_all(answer.as_bytes()).await.unwrap();
+    listing.await.unwrap().unwrap();
+    service.logged(&["connection ended"]).await;
 }

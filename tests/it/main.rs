@@ -18,6 +18,7 @@ mod grants;
 mod hostile;
 mod inspect;
 mod keys;
+mod local_vaults;
 mod localstack;
 mod object_rotation;
 mod operate;
@@ -38,8 +39,6 @@ mod webdriver;
 
 use std::pin::Pin;
 
-// `contract` is part of the library's unit tests too, and names them alike.
-use fileaccess::{issuer, vault};
 use libtest_mimic::{Arguments, Trial};
 use stage::Backend;
 
@@ -108,6 +107,7 @@ fn main() {
     for (name, case) in service::cases()
         .into_iter()
         .chain(keys::cases())
+        .chain(local_vaults::cases())
         .chain(grants::cases())
         .chain(callers::cases())
         .chain(hostile::cases())

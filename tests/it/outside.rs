@@ -27,6 +27,14 @@ impl Service {
         Self::start_with(folder, &(binary::settings(listen, "http://127.0.0.1:9") + more)).await
     }
 
+    /// The same on loopback, with these `limits` as well.
+    pub async fn start_limited(folder: &Path, limits: &str, more: &str) -> Self {
+        let settings = binary::settings("127.0.0.1:0", "http://127.0.0.1:9");
+        let limited = settings.replace("[limits]\n", &format!("[limits]\n{limits}\n"));
+        assert_ne!(limited, settings, "they have limits");
+        Self::start_with(folder, &(limited + more)).await
+    }
+
     /// Starts it with these settings.
     pub async fn start_with(folder: &Path, settings: &str) -> Self {
         let mut command = binary::serve(folder, settings, &[]);

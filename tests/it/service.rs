@@ -1,13 +1,22 @@
 //! The service as such: errors, deadlines, limits, health, reflection.
 
+use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use fileaccess::app::{App, KeySource, Sources};
+use fileaccess::config::Settings;
+use fileaccess::dev::iam::MemoryIam;
+use fileaccess::ops::upload_token::TokenKey;
 use fileaccess::pb;
 use fileaccess::pb::file_access_client::FileAccessClient;
+use fileaccess::vault::{Held, Vault, VaultError};
 use hyper_util::rt::TokioExecutor;
 use tokio::net::TcpListener;
+use tokio::sync::Barrier;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -27,6 +36,8 @@ pub fn cases() -> Vec<Case> {
         a_message_that_is_none_or_too_large_is_refused_with_a_reason,
         signers_are_listed,
         health_tells_that_no_signer_can_sign,
+        no_vault_keeps_a_replica_from_starting,
+        vaults_are_read_side_by_side_at_the_start,
     ]
 }
 
@@ -197,6 +208,80 @@ async fn health_tells_that_no_signer_can_sign(backend: Backend) {
             let request = HealthCheckRequest { service: service.into() };
             assert_eq!(health.check(request).await.unwrap().into_inner().status(), expect);
         }
+    }
+}
+
+/// A vault whose reads wait for `others`, and show nothing then.
+#[derive(Debug)]
+struct Waiting {
+    others: Arc<Barrier>,
+}
+
+#[tonic::async_trait]
+impl Vault for Waiting {
+    async fn read(&self) -> Result<Held, VaultError> {
+        self.others.wait().await;
+        Ok(Held::default())
+    }
+
+    async fn stage(&self, _: &str, _: &Credentials) -> Result<(), VaultError> {
+        Err(VaultError::Conflict)
+    }
+
+    async fn promote(&self, _: Option<&str>, _: &str) -> Result<(), VaultError> {
+        Err(VaultError::Conflict)
+    }
+
+    async fn unstage(&self, _: &str) -> Result<(), VaultError> {
+        Err(VaultError::Conflict)
+    }
+}
+
+/// A replica with a good signer, and two whose vaults wait for so many reads
+/// at once.
+async fn start_with_waiting(at_once: usize, lease: &str) -> Arc<App> {
+    let (folder, iam, others) = (tempfile::tempdir().unwrap(), MemoryIam::default(), Arc::new(Barrier::new(at_once)));
+    let signer = |name: &str| {
+        let vault = format!("vault = {{ file = '{}/{name}.json' }}", folder.path().display());
+        let route = format!("[[routes]]\nbucket = 'files'\nprefix = '{name}/'\nsigner = '{name}'");
+        format!("[signers.{name}]\nkind = 'iam-user'\nuser = '{name}'\n{vault}\n{route}\n")
+    };
+    let text = "[buckets.files]\nbucket = 'files'\nregion = 'us-east-1'\n\
+                [signers.main]\nkind = 'ambient'\n[[routes]]\nbucket = 'files'\nsigner = 'main'\n"
+        .to_owned()
+        + &signer("one")
+        + &signer("two")
+        + &format!("[rotation]\nrefresh = '100ms'\nlease = '{lease}'\n");
+    let settings = Settings::load(&text, &BTreeMap::new()).unwrap();
+    let key = SharedCredentialsProvider::new(Credentials::new("AKIAGOOD", "secret", None, None, "test"));
+    let waiting = |user: &str| KeySource::IamUser {
+        user: user.into(),
+        vault: Arc::new(Waiting { others: Arc::clone(&others) }),
+        issuer: Arc::new(iam.clone()),
+    };
+    let signers = [("one", waiting("one")), ("two", waiting("two")), ("main", KeySource::Ambient(key.clone()))];
+    let signers = signers.into_iter().map(|(name, source)| (name.to_owned(), source)).collect();
+    let sources = Sources { identity: key, signers, tokens: TokenKey::random() };
+    tokio::time::timeout(Duration::from_secs(20), App::start(&settings, sources)).await.expect("started").unwrap()
+}
+
+fn why_not(app: &App, signer: &str) -> String {
+    let error = app.signers[signer].key(SystemTime::now()).unwrap_err();
+    error.detail().unwrap().to_owned()
+}
+
+async fn no_vault_keeps_a_replica_from_starting(_: Backend) {
+    let app = start_with_waiting(usize::MAX, "500ms").await;
+    assert!(app.can_sign(SystemTime::now()), "the good signer was looked up all the same");
+    for name in ["one", "two"] {
+        assert_eq!(why_not(&app, name), "its lease has run out: the vault was not read in time");
+    }
+}
+
+async fn vaults_are_read_side_by_side_at_the_start(_: Backend) {
+    let app = start_with_waiting(2, "1h").await;
+    for name in ["one", "two"] {
+        assert_eq!(why_not(&app, name), "its vault holds no key yet");
     }
 }
 

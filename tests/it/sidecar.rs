@@ -24,6 +24,7 @@ pub fn cases() -> Vec<Case> {
         grpcurl_comes_through_envoy,
         request_ids_deadlines_and_retries_come_through_envoy,
         envoy_turns_away_from_a_service_that_drains,
+        envoy_lets_go_of_old_connections_without_a_failed_call,
     ]
 }
 
@@ -290,4 +291,32 @@ async fn envoy_turns_away_from_a_service_that_drains(_: Backend) {
     let found = async { while presign(&channel, &[]).await.is_err() {} };
     tokio::time::timeout(Duration::from_secs(10), found).await.expect("it is found");
     assert_eq!(service.caller().await, ORDERS);
+}
+
+async fn envoy_lets_go_of_old_connections_without_a_failed_call(_: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = Authority::new("mesh");
+    let (socket, settings) = behind(folder.path());
+    let limited =
+        binary::settings(&socket, "http://127.0.0.1:9").replace("[limits]", "[limits]\nmax_connection_age = '200ms'");
+    let mut service = Service::start_with(folder.path(), &(limited + &settings)).await;
+    let envoy = Envoy::start(folder.path(), &mesh.issue(&[SERVER]), &mesh.pem(), &socket).await;
+    let channel = envoy.channel(&mesh, &mesh.issue(&[ORDERS]));
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let load = || {
+        let (channel, stopped) = (channel.clone(), stopped.clone());
+        tokio::spawn(async move {
+            while !*stopped.borrow() {
+                presign(&channel, &[]).await.unwrap();
+            }
+        })
+    };
+    let loads = [load(), load(), load(), load()];
+    for _ in 0..20 {
+        service.logged(&["connection told to go", "\"why\":\"Age\""]).await;
+    }
+    stop.send_replace(true);
+    for load in loads {
+        load.await.expect("no call failed");
+    }
 }
