@@ -270,15 +270,20 @@ impl Shown {
         {
             return;
         }
+        eprintln!("{}", self.text(now));
+    }
+
+    /// How far it is after so many milliseconds.
+    fn text(&self, now: u64) -> String {
         let (done, all) = (self.bar.position(), self.bar.length().unwrap_or_default());
+        let so_far = format!("{}: {done} of {all} bytes", self.bar.message());
         let rate = done.saturating_mul(1000) / now.max(1);
-        let left = Duration::from_secs(all.saturating_sub(done) / rate.max(1));
-        eprintln!(
-            "{}: {done} of {all} bytes, {} MB/s, {} left",
-            self.bar.message(),
-            rate / 1_000_000,
-            humantime::format_duration(left)
-        );
+        if rate == 0 {
+            // Nobody knows.
+            return so_far;
+        }
+        let left = humantime::format_duration(Duration::from_secs(all.saturating_sub(done) / rate));
+        format!("{so_far}, {} MB/s, {left} left", rate / 1_000_000)
     }
 }
 
@@ -553,4 +558,34 @@ pub(super) async fn rm(ask: Rm) -> Result<(), Failure> {
         ask.server.print(|| json!({ "removed": name }), || format!("removed {}", printable(&name)));
     });
     Meter::hidden().see(removed, ask.recursive || ask.objects.len() > 1).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_tells_what_is_done_of_what_is_to_come() {
+        let meter = Meter::hidden();
+        let meter = Meter(Shown { files: Some(3), ..meter.0.clone() });
+        meter.0.bar.set_length(30_000_000);
+        meter.0.bar.set_message("0 of 3 files");
+        let line = || meter.0.text(2000);
+        assert_eq!(line(), "0 of 3 files: 0 of 30000000 bytes");
+        let (one, two) = (meter.share(), meter.share());
+        let at = |bytes| Progress { bytes, total: 0 };
+        one(at(10_000_000));
+        two(at(4_000_000));
+        meter.next_file();
+        assert_eq!(line(), "1 of 3 files: 14000000 of 30000000 bytes, 7 MB/s, 2s left");
+        // It fails: what was sent of it is none of the rest.
+        two(at(0));
+        meter.less(10_000_000);
+        meter.next_file();
+        assert_eq!(line(), "2 of 3 files: 10000000 of 20000000 bytes, 5 MB/s, 2s left");
+        // The third has grown.
+        meter.share()(at(15_000_000));
+        meter.next_file();
+        assert_eq!(line(), "3 of 3 files: 25000000 of 25000000 bytes, 12 MB/s, 0s left");
+    }
 }

@@ -124,6 +124,8 @@ impl Together {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
     use std::os::unix::fs::symlink;
 
     use proptest::prelude::*;
@@ -142,6 +144,7 @@ mod tests {
         symlink(at("x"), at("a/link")).unwrap();
         symlink(folder.path(), at("a/loop")).unwrap();
         symlink(at("gone"), at("a/dangling")).unwrap();
+        fs::write(folder.path().join(OsStr::from_bytes(b"z\xff")), "").unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
         let (found, wrong): (Vec<_>, Vec<_>) = Walk::of(folder.path()).partition(Result::is_ok);
         let mut found: Vec<_> =
@@ -151,7 +154,12 @@ mod tests {
         assert_eq!(found, expected.map(|(key, size)| (key.to_owned(), size)));
         let mut wrong: Vec<_> = wrong.into_iter().map(|wrong| wrong.unwrap_err()).collect();
         wrong.sort();
-        let told = [("a/dangling", "No such file"), ("a/loop", "a link to a folder"), ("socket", "no regular file")];
+        let told = [
+            ("a/dangling", "No such file"),
+            ("a/loop", "a link to a folder"),
+            ("socket", "no regular file"),
+            ("z\u{fffd}", "its name is not UTF-8"),
+        ];
         assert_eq!(wrong.len(), told.len(), "{wrong:?}");
         for (wrong, (name, why)) in wrong.iter().zip(told) {
             assert!(wrong.contains(&format!("{name}`: {why}")), "{wrong}");

@@ -200,10 +200,14 @@ async fn work(ask: &Put, client: &Client, open: &Open) -> Result<(), Failure> {
         }
         let root = folder.clone();
         let counted = tokio::task::spawn_blocking(move || {
-            let walk = Walk::of(&root).flatten();
-            walk.fold((0, 0), |(files, bytes), found| (files + 1, bytes + found.size))
+            // What can't be sent counts too: it is told in its turn.
+            let size = |found: &Result<Found, String>| found.as_ref().map_or(0, |found| found.size);
+            Walk::of(&root).fold((0, 0), |(count, bytes), found| (count + 1, bytes + size(&found)))
         });
         let (count, bytes) = counted.await.map_err(Failure::running)?;
+        if count == 0 {
+            return Err(Failure::running(format!("there are no files in `{}`", folder.display())));
+        }
         let work = work(Meter::of_files(count, bytes));
         let put = |found: Result<Found, String>| async {
             let Found { path, key, size } = found.map_err(Failure::running)?;

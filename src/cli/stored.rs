@@ -215,6 +215,7 @@ mod tests {
         assert!(content_type("text").unwrap_err().contains("`text/plain`"));
         assert!(cache_control(" no-store").unwrap_err().starts_with("must be printable ASCII"));
         assert!(encryption("kms:").unwrap_err().contains("`kms:` and"));
+        assert_eq!(encryption("kms"), Ok(Encryption::Kms { key_id: None, bucket_key: false }));
         assert_eq!(encryption("kms:a:b"), Ok(Encryption::Kms { key_id: Some("a:b".into()), bucket_key: false }));
     }
 }
