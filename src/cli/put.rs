@@ -157,9 +157,9 @@ pub(super) async fn run(ask: Put) -> Result<(), Failure> {
     let interrupted = shutdown_signal().map_err(Failure::running)?;
     let client = ask.server.connect()?.with_parallel(ask.parallel.parallel);
     let open = Open::default();
-    let result = tokio::select! {
-        result = work(&ask, &client, &open) => result,
-        () = interrupted => Err(Failure::running("interrupted")),
+    let (result, is_cut) = tokio::select! {
+        result = work(&ask, &client, &open) => (result, false),
+        () = interrupted => (Err(Failure::running("interrupted")), true),
     };
     // What was not finished can be gone on with, or is given up.
     let left = std::mem::take(&mut *open.lock().unwrap_or_else(PoisonError::into_inner));
@@ -177,7 +177,8 @@ pub(super) async fn run(ask: Put) -> Result<(), Failure> {
         () = impatient => eprintln!("fileaccess: interrupted again, S3 may keep parts of an upload"),
     }
     result.map_err(|mut failure| {
-        if resumable {
+        // Of a folder, what is there already is left alone.
+        if resumable || is_cut && ask.recursive {
             failure.message.push_str("; the same command with --resume goes on with it");
         }
         failure

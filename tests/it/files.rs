@@ -55,6 +55,7 @@ pub fn embedded_cases() -> Vec<Case> {
         a_source_replaced_while_it_goes_to_standard_output_is_noticed,
         keys_that_lead_elsewhere_are_refused,
         more_files_than_can_be_open,
+        an_interrupted_folder_is_gone_on_with,
         what_goes_wrong_is_told_and_nothing_is_overwritten,
         memory_does_not_grow_with_the_file,
     ]
@@ -930,6 +931,43 @@ async fn more_files_than_can_be_open(backend: Backend) {
         assert_eq!(lines, 100, "{}", arguments.last().unwrap());
     }
     assert_eq!(tree(&desk.path("back")), tree(&desk.path("dir")));
+}
+
+async fn an_interrupted_folder_is_gone_on_with(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    std::fs::create_dir(desk.path("dir")).unwrap();
+    for n in 0..8 {
+        desk.file(&format!("dir/f{n}"), 1000);
+    }
+    // Two go through, and the others wait for ever.
+    let hold = |method: &'static str| {
+        let count = AtomicUsize::new(0);
+        desk.relay.judge(move |seen| {
+            let counts = seen.method == method && (method != "GET" || seen.is_fetch());
+            let passes = !counts || count.fetch_add(1, Ordering::Relaxed) < 2;
+            async move { if passes { Fate::Pass } else { std::future::pending().await } }
+        });
+    };
+    hold("PUT");
+    let put = desk.start(&["put", "-r", "dir", "files/in/"]);
+    desk.relay.until(|done| done.iter().filter(|seen| seen.method == "PUT").count() == 2).await;
+    kill(&put, "-INT");
+    let told = said(end(put).await, 1);
+    assert!(told.contains("interrupted; the same command with --resume goes on with it"), "{told}");
+    desk.relay.judge(|_| async { Fate::Pass });
+    let told = desk.ok(&["put", "-r", "dir", "files/in/", "--resume"]).await;
+    assert_eq!(told.lines().filter(|line| line.ends_with("  was there")).count(), 2, "{told}");
+
+    hold("GET");
+    let before = desk.relay.done().len();
+    let get = desk.start(&["get", "-r", "files/in/", "back"]);
+    desk.relay.until(|done| done[before..].iter().filter(|seen| seen.is_fetch()).count() == 2).await;
+    kill(&get, "-TERM");
+    let told = said(end(get).await, 1);
+    assert!(told.contains("interrupted; nothing is left of the files that were not complete"), "{told}");
+    for (path, bytes) in tree(&desk.path("back")) {
+        assert!(bytes == std::fs::read(desk.path("dir").join(&path)).unwrap(), "{}", path.display());
+    }
 }
 
 /// The most memory that a process had, in KiB, looked at until its end.
