@@ -306,7 +306,7 @@ pub(super) async fn get(ask: Get) -> Result<(), Failure> {
     ask.object.is_for(ask.recursive)?;
     let client = ask.server.connect()?.with_parallel(ask.parallel.parallel);
     if ask.recursive {
-        let folder = ask.file.as_ref().filter(|folder| folder.as_os_str() != "-");
+        let folder = ask.file.as_ref().filter(|folder| folder.as_os_str() != "-" && !folder.is_file());
         let folder = folder.ok_or_else(|| Failure::usage("--recursive needs a folder to write to"))?;
         return tokio::select! {
             done = get_all(&ask, &client, folder) => done,

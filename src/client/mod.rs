@@ -20,7 +20,12 @@
 //! let client = Client::connect(&Server { address, ..Server::default() })?;
 //!
 //! std::fs::write(&recipe, "be generous with the paprika")?;
-//! let upload = Upload { create_only: true, ..Upload::to("demo", "recipe.txt") };
+//! let upload = Upload {
+//!     content_type: Some("text/plain".to_owned()),
+//!     metadata: [("cook".to_owned(), "anna".to_owned())].into(),
+//!     create_only: true,
+//!     ..Upload::to("demo", "recipe.txt")
+//! };
 //! let stored = client.upload(Source::open(&recipe)?, upload).await?;
 //! assert_eq!(stored.size, 28);
 //!

@@ -572,6 +572,7 @@ async fn what_goes_wrong_is_told_and_nothing_is_overwritten(backend: Backend) {
         &["get", "-r", "files/one", "out"],
         &["get", "-r", "files/"],
         &["get", "-r", "files/", "-"],
+        &["get", "-r", "files/", "small"],
         &["rm", "-r", "files/one"],
         &["rm", "files/"],
     ] {
