@@ -1,24 +1,30 @@
 //! `fileaccess get`, `ls`, `url` and `rm`.
 
+use std::fmt;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
+use super::folder::Together;
 use super::operate::time;
 use super::service::Server;
-use super::{Failure, shutdown_signal};
-use crate::client::{Download, Downloaded, PARALLEL, Progress};
+use super::{Failure, folder, shutdown_signal};
+use crate::client::{Client, Download, Downloaded, PARALLEL, Progress};
 use crate::pb;
 use crate::pb::presign_request::Operation;
 
 /// How often lines tell how far it is where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+
+const MUST_OBJECT: &str = "must be a bucket, `/` and a key";
 
 /// An object: `BUCKET/KEY`.
 #[derive(Clone)]
@@ -29,13 +35,38 @@ pub(super) struct Object {
 
 impl Object {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
+        Self::or_prefix(text).ok().filter(|object| !object.key.is_empty()).ok_or_else(|| MUST_OBJECT.to_owned())
+    }
+
+    /// It may be a prefix, and an empty one.
+    fn or_prefix(text: &str) -> Result<Self, String> {
         match text.split_once('/') {
-            Some((bucket, key)) if !bucket.is_empty() && !key.is_empty() => {
-                Ok(Self { bucket: bucket.to_owned(), key: key.to_owned() })
-            }
-            _ => Err("must be a bucket, `/` and a key".to_owned()),
+            Some((bucket, key)) if !bucket.is_empty() => Ok(Self { bucket: bucket.to_owned(), key: key.to_owned() }),
+            _ => Err(MUST_OBJECT.to_owned()),
         }
     }
+
+    /// Whether it is what the command asks for: one object, or all below a prefix.
+    fn is_for(&self, recursive: bool) -> Result<(), Failure> {
+        match &*self.key {
+            "" if !recursive => Err(Failure::usage(format!("`{self}` {MUST_OBJECT}"))),
+            key if recursive && !is_folder(key) => {
+                Err(Failure::usage(format!("`{self}` is one key: with --recursive it must end in `/`")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.bucket, self.key)
+    }
+}
+
+/// Whether keys can be put below it.
+pub(super) fn is_folder(prefix: &str) -> bool {
+    prefix.is_empty() || prefix.ends_with('/')
 }
 
 /// How many transfers run at once.
@@ -53,13 +84,17 @@ fn parallel(text: &str) -> Result<usize, String> {
 /// What `fileaccess get` is told.
 #[derive(Args)]
 pub(super) struct Get {
-    /// The object.
-    #[arg(value_name = "BUCKET/KEY", value_parser = Object::parse)]
+    /// The object, or with --recursive what all keys begin with.
+    #[arg(value_name = "BUCKET/KEY", value_parser = Object::or_prefix)]
     object: Object,
     /// Where to: a file, a folder, or `-` for standard output. Without it: the
-    /// last segment of the key, here.
+    /// last segment of the key, here. With --recursive: a folder, which is made.
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
+    /// All that is below `BUCKET/PREFIX/`, as files of the same paths below the
+    /// folder. Nothing is written if a key is no path below it.
+    #[arg(long, short)]
+    recursive: bool,
     /// Replace a file that is there.
     #[arg(long)]
     force: bool,
@@ -101,9 +136,12 @@ pub(super) struct Url {
 /// What `fileaccess rm` is told.
 #[derive(Args)]
 pub(super) struct Rm {
-    /// The objects.
-    #[arg(value_name = "BUCKET/KEY", value_parser = Object::parse, required = true)]
+    /// The objects, or with --recursive what all keys begin with.
+    #[arg(value_name = "BUCKET/KEY", value_parser = Object::or_prefix, required = true)]
     objects: Vec<Object>,
+    /// All that is below `BUCKET/PREFIX/`.
+    #[arg(long, short)]
+    recursive: bool,
     #[command(flatten)]
     server: Server,
 }
@@ -118,6 +156,10 @@ struct Shown {
     begun: Instant,
     /// When the next line is due, in milliseconds since then. 0: none is.
     due: Arc<AtomicU64>,
+    /// How many files there are, if there are several.
+    files: Option<u64>,
+    /// How many of them are done with.
+    files_done: Arc<AtomicU64>,
 }
 
 impl Meter {
@@ -133,12 +175,58 @@ impl Meter {
             bar.set_style(style.progress_chars("=> "));
         }
         let due = if is_bar { 0 } else { millis(LINE_EVERY) };
-        Self(Shown { bar, begun: Instant::now(), due: Arc::new(AtomicU64::new(due)) })
+        let due = Arc::new(AtomicU64::new(due));
+        Self(Shown { bar, begun: Instant::now(), due, files: None, files_done: Arc::default() })
+    }
+
+    /// One for so many files, of `total` bytes together.
+    pub(super) fn of_files(files: u64, total: u64) -> Self {
+        let mut meter = Self::new(&format!("0 of {files} files"), total);
+        meter.0.files = Some(files);
+        meter
     }
 
     /// One that shows nothing.
     pub(super) fn hidden() -> Self {
-        Self(Shown { bar: ProgressBar::hidden(), begun: Instant::now(), due: Arc::default() })
+        let (bar, due) = (ProgressBar::hidden(), Arc::default());
+        Self(Shown { bar, begun: Instant::now(), due, files: None, files_done: Arc::default() })
+    }
+
+    /// A file of several is done with.
+    fn next_file(&self) {
+        if let Some(files) = self.0.files {
+            let done = self.0.files_done.fetch_add(1, Ordering::Relaxed) + 1;
+            self.0.bar.set_message(format!("{done} of {files} files"));
+        }
+    }
+
+    /// So many bytes will not come.
+    pub(super) fn less(&self, bytes: u64) {
+        let length = self.0.bar.length().unwrap_or_default();
+        self.0.bar.set_length(length.saturating_sub(bytes).max(self.0.bar.position()));
+    }
+
+    /// Has all of `work` done, and tells each that fails, unless there is but one.
+    /// The others go on, if they can.
+    pub(super) async fn see(
+        &self,
+        work: impl Stream<Item = Result<(), Failure>>,
+        several: bool,
+    ) -> Result<(), Failure> {
+        let mut work = pin!(work);
+        let (mut all, mut failed) = (0_u64, 0_u64);
+        while let Some(done) = work.next().await {
+            all += 1;
+            if let Err(failure) = done {
+                if failure.is_last || !several {
+                    return Err(failure);
+                }
+                failed += 1;
+                self.aside(|| eprintln!("fileaccess: {failure}"));
+            }
+            self.next_file();
+        }
+        if failed > 0 { Err(Failure::running(format!("{failed} of {all} failed"))) } else { Ok(()) }
     }
 
     /// What one transfer of several is to tell.
@@ -150,6 +238,10 @@ impl Meter {
                 shown.bar.inc(progress.bytes - before);
             } else {
                 shown.bar.dec(before - progress.bytes);
+            }
+            // A file has grown since it was counted.
+            if shown.bar.length().is_some_and(|length| length < shown.bar.position()) {
+                shown.bar.set_length(shown.bar.position());
             }
             shown.line();
         }
@@ -178,15 +270,20 @@ impl Shown {
         {
             return;
         }
+        eprintln!("{}", self.text(now));
+    }
+
+    /// How far it is after so many milliseconds.
+    fn text(&self, now: u64) -> String {
         let (done, all) = (self.bar.position(), self.bar.length().unwrap_or_default());
+        let so_far = format!("{}: {done} of {all} bytes", self.bar.message());
         let rate = done.saturating_mul(1000) / now.max(1);
-        let left = Duration::from_secs(all.saturating_sub(done) / rate.max(1));
-        eprintln!(
-            "{}: {done} of {all} bytes, {} MB/s, {} left",
-            self.bar.message(),
-            rate / 1_000_000,
-            humantime::format_duration(left)
-        );
+        if rate == 0 {
+            // Nobody knows.
+            return so_far;
+        }
+        let left = humantime::format_duration(Duration::from_secs(all.saturating_sub(done) / rate));
+        format!("{so_far}, {} MB/s, {left} left", rate / 1_000_000)
     }
 }
 
@@ -206,7 +303,18 @@ fn millis(time: Duration) -> u64 {
 /// What the service or S3 answers, and a file that is there already.
 pub(super) async fn get(ask: Get) -> Result<(), Failure> {
     let interrupted = shutdown_signal().map_err(Failure::running)?;
+    ask.object.is_for(ask.recursive)?;
     let client = ask.server.connect()?.with_parallel(ask.parallel.parallel);
+    if ask.recursive {
+        let folder = ask.file.as_ref().filter(|folder| folder.as_os_str() != "-" && !folder.is_file());
+        let folder = folder.ok_or_else(|| Failure::usage("--recursive needs a folder to write to"))?;
+        return tokio::select! {
+            done = get_all(&ask, &client, folder) => done,
+            () = interrupted => {
+                Err(Failure::running("interrupted; nothing is left of the files that were not complete"))
+            }
+        };
+    }
     let Object { bucket, key } = &ask.object;
     let target = target(&ask)?;
     // What is shown on the same terminal would get into it.
@@ -224,15 +332,101 @@ pub(super) async fn get(ask: Get) -> Result<(), Failure> {
         () = interrupted => return Err(Failure::running("interrupted; nothing is left of the download")),
     };
     drop(meter);
-    let Downloaded { size, checksum, etag } = done.map_err(|error| refused(error, target.as_deref()))?;
+    let done = done.map_err(|error| refused(error, target.as_deref()))?;
     if let Some(target) = target {
-        let verified = checksum.clone().unwrap_or_else(|| "S3 has no checksum of it".to_owned());
-        ask.server.print(
-            || json!({ "file": target, "size": size, "etag": etag, "checksum": checksum }),
-            || format!("{}  {size} bytes  {verified}", target.display()),
-        );
+        print(&ask.server, &target, &done);
     }
     Ok(())
+}
+
+fn print(server: &Server, target: &Path, done: &Downloaded) {
+    let Downloaded { size, checksum, etag } = done;
+    server.print(
+        || json!({ "file": target, "size": size, "etag": etag, "checksum": checksum }),
+        || {
+            let verified = checksum.as_deref().unwrap_or("S3 has no checksum of it");
+            format!("{}  {size} bytes  {verified}", target.display())
+        },
+    );
+}
+
+/// All objects below a prefix, in the order of their keys.
+fn below(client: &Client, at: &Object) -> impl Stream<Item = Result<pb::ObjectEntry, Failure>> {
+    let pages = stream::try_unfold(Some(String::new()), move |token| async move {
+        let Some(token) = token else { return Ok::<_, Failure>(None) };
+        let page = client.list(&at.bucket, &at.key, "", &token).await?;
+        let next = Some(page.next_page_token).filter(|token| !token.is_empty());
+        Ok(Some((stream::iter(page.objects.into_iter().map(Ok)), next)))
+    });
+    pages.try_flatten()
+}
+
+/// What stands for a folder where there are none: consoles make them.
+fn is_mark(object: &pb::ObjectEntry) -> bool {
+    object.size == 0 && object.key.ends_with('/')
+}
+
+/// Looks at all keys before it writes anything, and then lists them again rather
+/// than to keep them.
+async fn get_all(ask: &Get, client: &Client, folder: &Path) -> Result<(), Failure> {
+    let at = &ask.object;
+    // What a listing gives begins with what it was asked for.
+    let below_at = |key: &str| key.strip_prefix(&at.key).unwrap_or_default().to_owned();
+    let (mut together, mut count, mut bytes, mut wrong) = (Together::default(), 0, 0, 0);
+    let mut listed = pin!(below(client, at));
+    while let Some(object) = listed.try_next().await? {
+        if is_mark(&object) {
+            continue;
+        }
+        count += 1;
+        bytes += u64::try_from(object.size).unwrap_or_default();
+        if let Err(why) = together.take(&below_at(&object.key)) {
+            wrong += 1;
+            let key = printable(&object.key);
+            eprintln!("fileaccess: `{}/{key}` can't be a file in `{}`: {why}", at.bucket, folder.display());
+        }
+    }
+    if wrong > 0 {
+        return Err(Failure::running(format!("{wrong} of {count} keys can't be files; nothing was written")));
+    }
+    if count == 0 {
+        return Err(Failure::running(format!("there is nothing below `{at}`")));
+    }
+    let meter = Meter::of_files(count, bytes);
+    let get = |object: Result<pb::ObjectEntry, Failure>| {
+        let meter = &meter;
+        async move {
+            // Without the list there are no others.
+            let object = object.map_err(|failure| Failure { is_last: true, ..failure })?;
+            let key = below_at(&object.key);
+            let name = format!("{}/{}", at.bucket, printable(&object.key));
+            let failed = |why: &dyn fmt::Display| Failure::running(format!("`{name}`: {why}"));
+            // Once more: it may have come in between.
+            let target = folder.join(folder::path(&key).map_err(|why| failed(&why))?);
+            let tell = Arc::new(meter.share());
+            let download = Download::of(&at.bucket, &object.key);
+            let download = Download { overwrite: ask.force, progress: Some(tell.clone()), ..download };
+            let done = async {
+                if let Some(folder) = target.parent() {
+                    let failed = |e| Failure::running(format!("`{}`: {e}", folder.display()));
+                    std::fs::create_dir_all(folder).map_err(failed)?;
+                }
+                let done = client.download(&download, &target).await;
+                done.map_err(|error| refused(error, Some(&target)).of(&name))
+            };
+            match done.await {
+                Ok(done) => meter.aside(|| print(&ask.server, &target, &done)),
+                Err(failure) => {
+                    tell(Progress { bytes: 0, total: 0 });
+                    meter.less(u64::try_from(object.size).unwrap_or_default());
+                    return Err(failure);
+                }
+            }
+            Ok(())
+        }
+    };
+    let objects = below(client, at).filter(|object| future::ready(!object.as_ref().is_ok_and(is_mark)));
+    meter.see(objects.map(get).buffer_unordered(ask.parallel.parallel), true).await
 }
 
 fn refused(error: crate::client::Error, target: Option<&Path>) -> Failure {
@@ -341,12 +535,57 @@ pub(super) async fn url(ask: Url) -> Result<(), Failure> {
 /// `fileaccess rm`.
 ///
 /// # Errors
-/// What the service or S3 answers, for the first object that is not removed.
+/// What the service or S3 answers, for each object that is not removed.
 pub(super) async fn rm(ask: Rm) -> Result<(), Failure> {
-    let client = ask.server.connect()?;
-    for Object { bucket, key } in &ask.objects {
-        client.delete(bucket, key).await.map_err(|e| Failure::running(format!("`{bucket}/{key}`: {e}")))?;
-        ask.server.print(|| json!({ "removed": format!("{bucket}/{key}") }), || format!("removed {bucket}/{key}"));
+    ask.objects.iter().try_for_each(|object| object.is_for(ask.recursive))?;
+    let client = &ask.server.connect()?;
+    let objects = stream::iter(&ask.objects).flat_map(|at| {
+        if !ask.recursive {
+            return stream::once(future::ready(Ok(at.clone()))).left_stream();
+        }
+        let object = |object: pb::ObjectEntry| Object { bucket: at.bucket.clone(), key: object.key };
+        // What can't be listed is one failure, and the end of this prefix.
+        below(client, at).map_ok(object).map_err(|failure| failure.of(&at.to_string())).right_stream()
+    });
+    let removed = objects.map(|object| async {
+        let object = object?;
+        let done = client.delete(&object.bucket, &object.key).await;
+        done.map_err(|error| Failure::from(error).of(&printable(&object.to_string())))?;
+        Ok(object)
+    });
+    let removed = removed.buffered(PARALLEL).map_ok(|object| {
+        let name = object.to_string();
+        ask.server.print(|| json!({ "removed": name }), || format!("removed {}", printable(&name)));
+    });
+    Meter::hidden().see(removed, ask.recursive || ask.objects.len() > 1).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_tells_what_is_done_of_what_is_to_come() {
+        let meter = Meter::hidden();
+        let meter = Meter(Shown { files: Some(3), ..meter.0.clone() });
+        meter.0.bar.set_length(30_000_000);
+        meter.0.bar.set_message("0 of 3 files");
+        let line = || meter.0.text(2000);
+        assert_eq!(line(), "0 of 3 files: 0 of 30000000 bytes");
+        let (one, two) = (meter.share(), meter.share());
+        let at = |bytes| Progress { bytes, total: 0 };
+        one(at(10_000_000));
+        two(at(4_000_000));
+        meter.next_file();
+        assert_eq!(line(), "1 of 3 files: 14000000 of 30000000 bytes, 7 MB/s, 2s left");
+        // It fails: what was sent of it is none of the rest.
+        two(at(0));
+        meter.less(10_000_000);
+        meter.next_file();
+        assert_eq!(line(), "2 of 3 files: 10000000 of 20000000 bytes, 5 MB/s, 2s left");
+        // The third has grown.
+        meter.share()(at(15_000_000));
+        meter.next_file();
+        assert_eq!(line(), "3 of 3 files: 25000000 of 25000000 bytes, 12 MB/s, 0s left");
     }
-    Ok(())
 }

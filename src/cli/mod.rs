@@ -2,9 +2,11 @@
 
 mod bootstrap;
 mod files;
+mod folder;
 mod operate;
 mod put;
 mod service;
+mod stored;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -52,7 +54,7 @@ enum Command {
     Demo,
     /// Upload files.
     Put(put::Put),
-    /// Download a file.
+    /// Download files.
     Get(files::Get),
     /// List what is stored.
     Ls(files::Ls),
@@ -102,17 +104,24 @@ enum Command {
 pub struct Failure {
     code: u8,
     message: String,
+    /// Whether whatever else is asked would fail too.
+    is_last: bool,
 }
 
 impl Failure {
     /// Bad usage or settings.
     pub fn usage(message: impl fmt::Display) -> Self {
-        Self { code: EXIT_USAGE, message: message.to_string() }
+        Self { code: EXIT_USAGE, message: message.to_string(), is_last: false }
     }
 
     /// A failure while running.
     pub fn running(message: impl fmt::Display) -> Self {
-        Self { code: EXIT_FAILURE, message: message.to_string() }
+        Self { code: EXIT_FAILURE, message: message.to_string(), is_last: false }
+    }
+
+    /// The same, as that of one thing of several.
+    fn of(self, name: &str) -> Self {
+        Self { message: format!("`{name}`: {}", self.message), ..self }
     }
 }
 
@@ -172,7 +181,7 @@ pub fn main() -> ExitCode {
     };
     match ended {
         Ok(()) => ExitCode::from(EXIT_OK),
-        Err(Failure { code, message }) => {
+        Err(Failure { code, message, .. }) => {
             eprintln!("fileaccess: {message}");
             ExitCode::from(code)
         }

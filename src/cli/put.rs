@@ -1,36 +1,45 @@
 //! `fileaccess put`: files into S3, and what is left of an earlier attempt.
 
+use std::fmt;
 use std::io::{self, Seek as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _, stream};
+use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tonic::Code;
 
-use super::files::{Meter, Parallel};
+use super::files::{Meter, Parallel, is_folder};
+use super::folder::{Found, Walk};
 use super::service::Server;
+use super::stored::Stored;
 use super::{Failure, shutdown_signal};
-use crate::client::{Client, Error, Source, Upload, Uploaded};
+use crate::client::{Client, Error, OnProgress, Progress, Source, Upload, Uploaded};
 
 /// What `fileaccess put` is told.
 #[derive(Args)]
 pub(super) struct Put {
     /// The files, and where to: `BUCKET/PREFIX/` keeps their names, `BUCKET/KEY`
     /// is for one file. `-` is standard input, which is kept in a temporary file
-    /// (TMPDIR says where) until its size is known.
+    /// (TMPDIR says where) until its size is known. With --recursive: a folder.
     #[arg(value_names = ["FILE", "BUCKET/[PREFIX/]"], num_args = 2.., required = true)]
     files_and_target: Vec<PathBuf>,
-    /// Go on with what an earlier `put` of the same file to the same key has left.
+    /// All files of a folder, and of those in it: their keys are `PREFIX/` and
+    /// their paths below the folder, without its own name. Links to files are
+    /// followed, links to folders are not.
+    #[arg(long, short)]
+    recursive: bool,
+    /// Go on with what an earlier `put` of the same file to the same key has left,
+    /// and send nothing of what is there already.
     #[arg(long)]
     resume: bool,
-    /// The media type of all of them.
-    #[arg(long, value_name = "TYPE")]
-    content_type: Option<String>,
+    #[command(flatten)]
+    stored: Stored,
     /// Refuse to overwrite.
     #[arg(long)]
     create_only: bool,
@@ -40,27 +49,48 @@ pub(super) struct Put {
     server: Server,
 }
 
+/// What is sent.
+enum Origin {
+    /// Opened when it is its turn: there may be more files than can be open.
+    Path(PathBuf),
+    Input(Source),
+}
+
 /// One file of several.
 struct File {
-    source: Source,
-    /// `None` is standard input.
-    path: Option<PathBuf>,
-    bucket: String,
+    from: Origin,
+    /// When it was counted.
+    size: u64,
     key: String,
 }
 
+/// What is the same for all files.
+struct Work<'a> {
+    ask: &'a Put,
+    client: &'a Client,
+    bucket: &'a str,
+    /// To no key.
+    upload: Upload,
+    meter: Meter,
+    open: &'a Open,
+}
+
 /// What is kept of an upload until it is done.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Kept {
     bucket: String,
     key: String,
     file: PathBuf,
     size: u64,
     modified: Option<Duration>,
+    /// The digest of what else is stored.
+    #[serde(default)]
+    stored: String,
     upload_token: String,
 }
 
 /// Where it is kept.
+#[derive(Clone)]
 struct State {
     path: PathBuf,
 }
@@ -81,12 +111,8 @@ impl State {
         let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
         let folder = folder.or_else(home)?.join("fileaccess/uploads");
         let file = file.canonicalize().ok()?;
-        let mut digest = Sha256::new();
-        for part in [server.as_bytes(), file.as_os_str().as_encoded_bytes(), bucket.as_bytes(), key.as_bytes()] {
-            digest.update((part.len() as u64).to_be_bytes());
-            digest.update(part);
-        }
-        let name = digest.finalize()[..16].iter().fold(String::new(), |name, byte| format!("{name}{byte:02x}"));
+        let file = file.as_os_str().as_encoded_bytes();
+        let name = digest(&[server.as_bytes(), file, bucket.as_bytes(), key.as_bytes()]);
         Some(Self { path: folder.join(name + ".json") })
     }
 
@@ -110,6 +136,15 @@ impl State {
     }
 }
 
+fn digest(parts: &[&[u8]]) -> String {
+    let mut digest = Sha256::new();
+    for part in parts {
+        digest.update((part.len() as u64).to_be_bytes());
+        digest.update(part);
+    }
+    digest.finalize()[..16].iter().fold(String::new(), |name, byte| format!("{name}{byte:02x}"))
+}
+
 fn since_epoch(time: Option<SystemTime>) -> Option<Duration> {
     time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok())
 }
@@ -117,14 +152,14 @@ fn since_epoch(time: Option<SystemTime>) -> Option<Duration> {
 /// `fileaccess put`.
 ///
 /// # Errors
-/// What the service or S3 answers, for the first file that fails.
+/// What the service or S3 answers, for each file that fails.
 pub(super) async fn run(ask: Put) -> Result<(), Failure> {
     let interrupted = shutdown_signal().map_err(Failure::running)?;
     let client = ask.server.connect()?.with_parallel(ask.parallel.parallel);
     let open = Open::default();
-    let result = tokio::select! {
-        result = work(&ask, &client, &open) => result,
-        () = interrupted => Err(Failure::running("interrupted")),
+    let (result, is_cut) = tokio::select! {
+        result = work(&ask, &client, &open) => (result, false),
+        () = interrupted => (Err(Failure::running("interrupted")), true),
     };
     // What was not finished can be gone on with, or is given up.
     let left = std::mem::take(&mut *open.lock().unwrap_or_else(PoisonError::into_inner));
@@ -142,7 +177,8 @@ pub(super) async fn run(ask: Put) -> Result<(), Failure> {
         () = impatient => eprintln!("fileaccess: interrupted again, S3 may keep parts of an upload"),
     }
     result.map_err(|mut failure| {
-        if resumable {
+        // Of a folder, what is there already is left alone.
+        if resumable || is_cut && ask.recursive {
             failure.message.push_str("; the same command with --resume goes on with it");
         }
         failure
@@ -150,47 +186,100 @@ pub(super) async fn run(ask: Put) -> Result<(), Failure> {
 }
 
 async fn work(ask: &Put, client: &Client, open: &Open) -> Result<(), Failure> {
-    let files = files(ask).await?;
-    let what = match &files[..] {
-        [file] => file.source.to_string(),
-        files => format!("{} files", files.len()),
-    };
-    let meter = Meter::new(&what, files.iter().map(|file| file.source.size()).sum());
-    stream::iter(files)
-        .map(|file| put(ask, client, open, file, &meter))
-        .buffer_unordered(ask.parallel.parallel)
-        .try_collect()
-        .await
-}
-
-/// Opens all before the first byte goes out.
-async fn files(ask: &Put) -> Result<Vec<File>, Failure> {
     let (target, files) = ask.files_and_target.split_last().ok_or_else(|| Failure::usage("no files"))?;
     let target = target.to_str().ok_or_else(|| Failure::usage("the target must be UTF-8"))?;
     let (bucket, prefix) = target.split_once('/').unwrap_or((target, ""));
-    let is_folder = prefix.is_empty() || prefix.ends_with('/');
-    if !is_folder && files.len() > 1 {
+    if !is_folder(prefix) && (ask.recursive || files.len() > 1) {
         return Err(Failure::usage(format!("`{target}` is one key: end it in `/` for several files")));
     }
-    let mut opened = Vec::with_capacity(files.len());
-    for path in files {
+    let upload = ask.stored.upload()?;
+    let work = |meter| Work { ask, client, bucket, upload, meter, open };
+    if ask.recursive {
+        let [folder] = files else { return Err(Failure::usage("--recursive takes one folder")) };
+        if !folder.is_dir() {
+            return Err(Failure::usage(format!("`{}` is no folder, as --recursive wants it", folder.display())));
+        }
+        let root = folder.clone();
+        let counted = tokio::task::spawn_blocking(move || {
+            // What can't be sent counts too: it is told in its turn.
+            let size = |found: &Result<Found, String>| found.as_ref().map_or(0, |found| found.size);
+            Walk::of(&root).fold((0, 0), |(count, bytes), found| (count + 1, bytes + size(&found)))
+        });
+        let (count, bytes) = counted.await.map_err(Failure::running)?;
+        if count == 0 {
+            return Err(Failure::running(format!("there are no files in `{}`", folder.display())));
+        }
+        let work = work(Meter::of_files(count, bytes));
+        let put = |found: Result<Found, String>| async {
+            let Found { path, key, size } = found.map_err(Failure::running)?;
+            work.put(File { from: Origin::Path(path), size, key: format!("{prefix}{key}") }).await
+        };
+        work.meter.see(walk(folder).map(put).buffer_unordered(ask.parallel.parallel), true).await
+    } else {
+        let files = named(files, prefix).await?;
+        let (several, bytes) = (files.len() > 1, files.iter().map(|file| file.size).sum());
+        let work = work(match &files[..] {
+            [file] => Meter::new(&file.from.to_string(), bytes),
+            files => Meter::of_files(files.len() as u64, bytes),
+        });
+        let put = stream::iter(files).map(|file| work.put(file)).buffer_unordered(ask.parallel.parallel);
+        work.meter.see(put, several).await
+    }
+}
+
+/// What is found in a folder, as far ahead as there is something to do.
+fn walk(folder: &Path) -> impl Stream<Item = Result<Found, String>> + use<> {
+    let (found, mut ahead) = tokio::sync::mpsc::channel(64);
+    let walk = Walk::of(folder);
+    tokio::task::spawn_blocking(move || {
+        for file in walk {
+            if found.blocking_send(file).is_err() {
+                // Nobody wants it any more.
+                return;
+            }
+        }
+    });
+    stream::poll_fn(move |cx| ahead.poll_recv(cx))
+}
+
+/// Looks at all that was named before the first byte goes out.
+async fn named(paths: &[PathBuf], prefix: &str) -> Result<Vec<File>, Failure> {
+    let mut files = Vec::with_capacity(paths.len());
+    for path in paths {
         let is_stdin = path.as_os_str() == "-";
         let name = path.file_name().and_then(|name| name.to_str()).filter(|_| !is_stdin);
         let key = match name {
-            _ if !is_folder => prefix.to_owned(),
+            _ if !is_folder(prefix) => prefix.to_owned(),
             Some(name) => format!("{prefix}{name}"),
             None if is_stdin => return Err(Failure::usage("standard input has no name: the target must be a key")),
             None => return Err(Failure::usage(format!("`{}` has no name in UTF-8", path.display()))),
         };
-        let (source, path) = if is_stdin { (spool().await?, None) } else { (Source::open(path)?, Some(path.clone())) };
-        opened.push(File { source, path, bucket: bucket.to_owned(), key });
+        let file = if is_stdin {
+            let source = spool().await?;
+            File { size: source.size(), from: Origin::Input(source), key }
+        } else {
+            if path.is_dir() {
+                return Err(Failure::usage(format!("`{}` is a folder, which needs --recursive", path.display())));
+            }
+            File { size: Source::open(path)?.size(), from: Origin::Path(path.clone()), key }
+        };
+        files.push(file);
     }
-    let mut keys: Vec<_> = opened.iter().map(|file| &file.key).collect();
+    let mut keys: Vec<_> = files.iter().map(|file| &file.key).collect();
     keys.sort();
     if let Some([twice, _]) = keys.array_windows().find(|[a, b]| a == b) {
         return Err(Failure::usage(format!("two files would be `{twice}`")));
     }
-    Ok(opened)
+    Ok(files)
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Input(source) => source.fmt(f),
+        }
+    }
 }
 
 /// Standard input as a file, for its size must be known.
@@ -212,23 +301,93 @@ async fn spool() -> Result<Source, Failure> {
     Ok(Source::new(file, "standard input")?)
 }
 
-async fn put(ask: &Put, client: &Client, open: &Open, file: File, meter: &Meter) -> Result<(), Failure> {
-    let File { source, path, bucket, key } = file;
-    let source = Arc::new(source);
-    let name = source.to_string();
-    let state = path.as_ref().and_then(|path| State::of(&ask.server.server, path, &bucket, &key)).map(Arc::new);
-    let resume = earlier(ask, client, &source, state.as_deref()).await;
-    let token = Arc::new(Mutex::new(resume.clone()));
-    let started = {
-        let (open, token, state) = (Arc::clone(open), Arc::clone(&token), state.clone());
-        let (size, modified) = (source.size(), since_epoch(source.modified()));
-        let kept = path.as_ref().and_then(|path| path.canonicalize().ok());
-        let (bucket, key) = (bucket.clone(), key.clone());
-        move |upload_token: &str| {
-            let kept = kept.clone().zip(state.as_ref()).map(|(file, state)| {
-                let (bucket, key, upload_token) = (bucket.clone(), key.clone(), upload_token.to_owned());
-                state.write(&Kept { bucket, key, file, size, modified, upload_token })
+impl Work<'_> {
+    async fn put(&self, file: File) -> Result<(), Failure> {
+        let (name, size) = (file.from.to_string(), file.size);
+        let tell = Arc::new(self.meter.share());
+        let done = self.send(file, tell.clone()).await;
+        done.map_err(|failure| {
+            // What it had of the whole does not count any more.
+            tell(Progress { bytes: 0, total: 0 });
+            self.meter.less(size);
+            failure.of(&name)
+        })
+    }
+
+    async fn send(&self, file: File, progress: OnProgress) -> Result<(), Failure> {
+        let File { from, key, .. } = file;
+        let (source, path) = match from {
+            Origin::Path(path) => (Source::open(&path).map_err(unnamed)?, Some(path)),
+            Origin::Input(source) => (source, None),
+        };
+        let (source, bucket) = (Arc::new(source), self.bucket);
+        let state = path.as_ref().and_then(|path| State::of(&self.ask.server.server, path, bucket, &key));
+        let mut upload = Upload {
+            bucket: bucket.to_owned(),
+            content_type: self.ask.stored.media_type(path.as_deref().unwrap_or(Path::new(&key))),
+            create_only: self.ask.create_only,
+            progress: Some(progress),
+            key,
+            ..self.upload.clone()
+        };
+        let stored = digest(&[&upload.constraints().encode_to_vec()]);
+        upload.resume = self.earlier(&source, &stored, state.as_ref()).await;
+        if self.ask.resume
+            && upload.resume.is_none()
+            && let Some(there) = self.client.is_there(Arc::clone(&source), &upload).await?
+        {
+            self.print(&upload.key, &there);
+            return Ok(());
+        }
+        let token = Arc::new(Mutex::new(upload.resume.clone()));
+        let kept = state.as_ref().zip(path.and_then(|path| path.canonicalize().ok())).map(|(state, file)| {
+            let (size, modified) = (source.size(), since_epoch(source.modified()));
+            let (bucket, key, upload_token) = (upload.bucket.clone(), upload.key.clone(), String::new());
+            (state.clone(), Kept { bucket, key, file, size, modified, stored, upload_token })
+        });
+        let upload = upload.on_start(self.started(kept, Arc::clone(&token)));
+        let mut done = self.client.upload(Arc::clone(&source), upload.clone()).await;
+        if upload.resume.is_some()
+            && let Err(error) = &done
+            && error.is_final()
+            && error.code().is_some_and(|code| code != Code::AlreadyExists)
+        {
+            let told = format!("fileaccess: `{source}`: the earlier upload can't be gone on with: {error}");
+            self.meter.aside(|| eprintln!("{told}"));
+            // Whatever is open of it is given up in the end.
+            self.opened()
+                .iter_mut()
+                .for_each(|opened| opened.resumable &= Some(&opened.token) != upload.resume.as_ref());
+            done = self.client.upload(source, Upload { resume: None, ..upload.clone() }).await;
+        }
+        let token = token.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(token) = token
+            && done.as_ref().err().is_none_or(Error::is_final)
+        {
+            if let Some(state) = &state {
+                state.remove();
+            }
+            self.opened().retain_mut(|opened| {
+                // What can't be gone on with is given up by whoever clears up.
+                opened.resumable &= opened.token != token;
+                done.is_err() || opened.token != token
             });
+        }
+        self.print(&upload.key, &done?);
+        Ok(())
+    }
+
+    fn opened(&self) -> MutexGuard<'_, Vec<Opened>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes the token of an upload in parts, and keeps it for `--resume`.
+    fn started(&self, kept: Option<(State, Kept)>, token: Arc<Mutex<Option<String>>>) -> impl Fn(&str) + use<> {
+        let open = Arc::clone(self.open);
+        move |upload_token: &str| {
+            let kept = kept
+                .as_ref()
+                .map(|(state, kept)| state.write(&Kept { upload_token: upload_token.to_owned(), ..kept.clone() }));
             if let Some(Err(error)) = &kept {
                 eprintln!("fileaccess: the upload can't be resumed later: {error}");
             }
@@ -237,47 +396,48 @@ async fn put(ask: &Put, client: &Client, open: &Open, file: File, meter: &Meter)
             let opened = Opened { token: upload_token.to_owned(), resumable };
             open.lock().unwrap_or_else(PoisonError::into_inner).push(opened);
         }
-    };
-    let upload = Upload {
-        content_type: ask.content_type.clone(),
-        create_only: ask.create_only,
-        resume,
-        ..Upload::to(&bucket, &key)
-    };
-    let upload = upload.on_progress(meter.share()).on_start(started);
-    let mut done = client.upload(Arc::clone(&source), upload.clone()).await;
-    if upload.resume.is_some()
-        && let Err(error) = &done
-        && error.is_final()
-        && error.code().is_some_and(|code| code != Code::AlreadyExists)
-    {
-        eprintln!("fileaccess: `{name}`: the earlier upload can't be gone on with: {error}");
-        // Whatever is open of it is given up in the end.
-        open.lock().unwrap_or_else(PoisonError::into_inner).iter_mut().for_each(|opened| {
-            opened.resumable &= Some(&opened.token) != upload.resume.as_ref();
-        });
-        done = client.upload(source, Upload { resume: None, ..upload }).await;
     }
-    let token = token.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(token) = token
-        && done.as_ref().err().is_none_or(Error::is_final)
-    {
-        if let Some(state) = &state {
-            state.remove();
+
+    fn print(&self, key: &str, done: &Uploaded) {
+        self.meter.aside(|| print(&self.ask.server, self.bucket, key, done));
+    }
+
+    /// The token of an earlier upload that is to be gone on with. Without
+    /// `--resume`, or of a file that was changed since, or if other things are to be
+    /// stored with it, it is given up: what is left of it would cost storage for
+    /// nothing.
+    async fn earlier(&self, source: &Source, stored: &str, state: Option<&State>) -> Option<String> {
+        let state = state?;
+        let kept = state.read()?;
+        let why = if kept.size != source.size() || kept.modified != since_epoch(source.modified()) {
+            ", because the file was changed since"
+        } else if kept.stored != stored {
+            ", because other things are to be stored with it now"
+        } else if !self.ask.resume {
+            "; --resume would have gone on with it"
+        } else {
+            return Some(kept.upload_token);
+        };
+        let tell = |text: String| self.meter.aside(|| eprintln!("fileaccess: `{source}`: {text}"));
+        tell(format!("an earlier upload is given up{why}"));
+        if let Err(error) = self.client.abort(&kept.upload_token).await {
+            tell(format!("it could not be: {error}"));
         }
-        open.lock().unwrap_or_else(PoisonError::into_inner).retain_mut(|opened| {
-            // What can't be gone on with is given up by whoever clears up.
-            opened.resumable &= opened.token != token;
-            done.is_err() || opened.token != token
-        });
+        state.remove();
+        None
     }
-    let done = done.map_err(|error| Failure { message: format!("`{name}`: {error}"), ..Failure::from(error) })?;
-    meter.aside(|| print(&ask.server, &bucket, &key, &done));
-    Ok(())
+}
+
+/// Without the path, which the caller tells.
+fn unnamed(error: Error) -> Failure {
+    match error {
+        Error::File { error, .. } => Failure::running(error),
+        error => error.into(),
+    }
 }
 
 fn print(server: &Server, bucket: &str, key: &str, done: &Uploaded) {
-    let Uploaded { etag, size, checksum, parts_sent, parts_found } = done;
+    let Uploaded { etag, size, checksum, parts_sent, parts_found, was_there } = done;
     server.print(
         || {
             json!({
@@ -288,10 +448,12 @@ fn print(server: &Server, bucket: &str, key: &str, done: &Uploaded) {
                 "checksum": checksum,
                 "parts_sent": parts_sent,
                 "parts_found": parts_found,
+                "was_there": was_there,
             })
         },
         || {
             let parts = match (parts_sent, parts_found) {
+                _ if *was_there => "  was there".to_owned(),
                 (0, 0) => String::new(),
                 (sent, 0) => format!("  {sent} parts"),
                 (sent, found) => format!("  {sent} parts, {found} were there"),
@@ -299,23 +461,4 @@ fn print(server: &Server, bucket: &str, key: &str, done: &Uploaded) {
             format!("{bucket}/{key}  {size} bytes  {checksum}{parts}")
         },
     );
-}
-
-/// The token of an earlier upload that is to be gone on with. Without
-/// `--resume`, or of a file that was changed since, it is given up: what is left
-/// of it would cost storage for nothing.
-async fn earlier(ask: &Put, client: &Client, source: &Source, state: Option<&State>) -> Option<String> {
-    let state = state?;
-    let kept = state.read()?;
-    let is_same = kept.size == source.size() && kept.modified == since_epoch(source.modified());
-    if ask.resume && is_same {
-        return Some(kept.upload_token);
-    }
-    let why = if is_same { "; --resume would have gone on with it" } else { ", because the file was changed since" };
-    eprintln!("fileaccess: `{source}`: an earlier upload is given up{why}");
-    if let Err(error) = client.abort(&kept.upload_token).await {
-        eprintln!("fileaccess: `{source}`: it could not be: {error}");
-    }
-    state.remove();
-    None
 }

@@ -57,7 +57,11 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Settings(wrong) => Self::usage(format!("--{wrong}")),
-            error => Self::running(error),
+            error => {
+                // The service is not there.
+                let is_last = matches!(error, Error::Service(_)) && error.code().is_none();
+                Self { is_last, ..Self::running(error) }
+            }
         }
     }
 }

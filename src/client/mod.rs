@@ -20,7 +20,12 @@
 //! let client = Client::connect(&Server { address, ..Server::default() })?;
 //!
 //! std::fs::write(&recipe, "be generous with the paprika")?;
-//! let upload = Upload { create_only: true, ..Upload::to("demo", "recipe.txt") };
+//! let upload = Upload {
+//!     content_type: Some("text/plain".to_owned()),
+//!     metadata: [("cook".to_owned(), "anna".to_owned())].into(),
+//!     create_only: true,
+//!     ..Upload::to("demo", "recipe.txt")
+//! };
 //! let stored = client.upload(Source::open(&recipe)?, upload).await?;
 //! assert_eq!(stored.size, 28);
 //!
@@ -59,6 +64,7 @@ use crate::pb::file_access_client::FileAccessClient;
 use crate::pb::presign_request::Operation;
 use crate::signer::presign::chain;
 
+pub use crate::ops::upload::Encryption;
 pub use download::{Download, Downloaded};
 pub use source::Source;
 pub use upload::{OnStart, SINGLE_BYTES, Upload, Uploaded};
@@ -206,6 +212,8 @@ impl Error {
         match self {
             // A fresh URL may do: this one has expired, or its key was rotated.
             Self::S3 { status: 401 | 403, .. } => Some((3, Duration::ZERO)),
+            // It has no such thing, and won't have it soon.
+            Self::S3 { status: 501, .. } => None,
             Self::Connection(_) | Self::S3 { status: 408 | 429 | 500.., .. } => Some((ATTEMPTS, Duration::ZERO)),
             Self::S3 { code, .. } if matches!(code.as_str(), "RequestTimeout" | "IncompleteBody" | "BadDigest") => {
                 Some((ATTEMPTS, Duration::ZERO))
@@ -378,7 +386,8 @@ impl Client {
             page_token: page_token.to_owned(),
             download_ttl: None,
         };
-        self.call(request, |mut api, request| async move { api.list(request).await }).await
+        let list = || self.call(request.clone(), |mut api, request| async move { api.list(request).await });
+        self.persist(list).await
     }
 
     /// Removes an object. S3 does not tell whether there was one.

@@ -42,7 +42,12 @@ impl Source {
     /// [`Error::File`]: it can't be read, or is no regular file.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let name = path.display();
-        Self::new(File::open(path).map_err(|e| Error::file(&name, e))?, name.to_string())
+        // To open a pipe waits for somebody to write to it.
+        let file = match path.metadata() {
+            Ok(facts) if !facts.is_file() => return Err(irregular(&name)),
+            _ => File::open(path),
+        };
+        Self::new(file.map_err(|e| Error::file(&name, e))?, name.to_string())
     }
 
     /// A file that is open. `name` stands for it in messages.
@@ -53,7 +58,7 @@ impl Source {
         let name = name.into();
         let facts = file.metadata().map_err(|e| Error::file(&name, e))?;
         if !facts.is_file() {
-            return Err(Error::file(&name, io::Error::new(io::ErrorKind::InvalidInput, "no regular file")));
+            return Err(irregular(name));
         }
         Ok(Self { file, size: facts.len(), modified: facts.modified().ok(), name })
     }
@@ -107,6 +112,10 @@ impl Source {
             _ => Error::file(&self.name, error),
         }
     }
+}
+
+fn irregular(name: impl fmt::Display) -> Error {
+    Error::file(name, io::Error::new(io::ErrorKind::InvalidInput, "no regular file"))
 }
 
 fn chunk(left: u64) -> usize {

@@ -14,11 +14,15 @@ use tonic::Code;
 use super::source::{FileBody, Source};
 use super::sum::{Algorithm, Sum, text};
 use super::{Client, Error, Meter, OnProgress, Progress, http, signed, unsigned};
+use crate::ops::upload::Encryption;
 use crate::pb;
+use crate::pb::checksum::Value;
+use crate::pb::encryption::Method;
 use crate::pb::part_result::Result as PartAnswer;
 use crate::pb::presign_request::Operation;
 
-/// Files of up to this size go in one request: 16 MiB.
+/// Files of up to this size go in one request, and so do those of one part
+/// ([`Upload::part_size`]): 16 MiB.
 pub const SINGLE_BYTES: u64 = 16 << 20;
 
 /// Told the token of an upload in parts, when there is one.
@@ -35,6 +39,22 @@ pub struct Upload {
     pub content_type: Option<String>,
     /// Whether to refuse to overwrite.
     pub create_only: bool,
+    /// User metadata, without the `x-amz-meta-`.
+    pub metadata: BTreeMap<String, String>,
+    /// Object tags.
+    pub tags: BTreeMap<String, String>,
+    /// Stored as the object's `Cache-Control`.
+    pub cache_control: Option<String>,
+    /// Stored as the object's `Content-Disposition`.
+    pub content_disposition: Option<String>,
+    /// The storage class. None: the bucket's default.
+    pub storage_class: Option<pb::StorageClass>,
+    /// Encryption at rest. None: the bucket's default.
+    pub encryption: Option<Encryption>,
+    /// The size of each part but the last, in bytes: 5 MiB to 5 GiB, and such
+    /// that there are at most 10,000. A file of one part goes in one request.
+    /// None: the service chooses.
+    pub part_size: Option<u64>,
     /// Goes on with the upload in parts that has this token.
     pub resume: Option<String>,
     /// See [`Upload::on_progress`].
@@ -73,8 +93,32 @@ impl Upload {
         Self { started: Some(Arc::new(tell)), ..self }
     }
 
-    fn constraints(&self) -> pb::Upload {
-        pb::Upload { content_type: self.content_type.clone(), create_only: self.create_only, ..pb::Upload::default() }
+    /// As the API has it: without length and checksum, which are a body's.
+    pub(crate) fn constraints(&self) -> pb::Upload {
+        let method = self.encryption.as_ref().map(|encryption| match encryption {
+            Encryption::S3 => Method::SseS3(pb::SseS3 {}),
+            Encryption::Kms { key_id, bucket_key } => {
+                let key_id = key_id.clone().unwrap_or_default();
+                Method::SseKms(pb::SseKms { key_id, bucket_key: *bucket_key })
+            }
+        });
+        pb::Upload {
+            content_type: self.content_type.clone(),
+            content_length: None,
+            checksum: None,
+            create_only: self.create_only,
+            metadata: self.metadata.clone(),
+            tags: self.tags.clone(),
+            cache_control: self.cache_control.clone(),
+            content_disposition: self.content_disposition.clone(),
+            storage_class: self.storage_class.unwrap_or_default().into(),
+            encryption: method.map(|method| pb::Encryption { method: Some(method) }),
+        }
+    }
+
+    /// Up to which size it is one request.
+    fn single_bytes(&self) -> u64 {
+        self.part_size.unwrap_or_default().max(SINGLE_BYTES)
     }
 }
 
@@ -88,10 +132,12 @@ pub struct Uploaded {
     /// Its CRC-64/NVME, which S3 has verified: as `crc64nvme:` and hexadecimal
     /// digits.
     pub checksum: String,
-    /// How many parts were sent. 0: it went in one request.
+    /// How many parts were sent. 0: it went in one request, or was there.
     pub parts_sent: usize,
     /// How many parts were there already.
     pub parts_found: usize,
+    /// Whether the whole object was there already, and nothing was sent.
+    pub was_there: bool,
 }
 
 /// An upload in parts that is open.
@@ -112,8 +158,8 @@ struct Sent {
 }
 
 impl Client {
-    /// Uploads a file: in one request, or, if it has more than [`SINGLE_BYTES`],
-    /// in parts, several at once. Every request is signed for its exact length
+    /// Uploads a file: in one request, or, if it has more than [`SINGLE_BYTES`]
+    /// and than one part, in parts, several at once. Every request is signed for its exact length
     /// and checksum; parts are tried again with fresh URLs. No more than a chunk
     /// of each part is in memory.
     ///
@@ -123,7 +169,7 @@ impl Client {
     pub async fn upload(&self, source: impl Into<Arc<Source>>, ask: Upload) -> Result<Uploaded, Error> {
         let source = source.into();
         let meter = Meter::new(source.size(), ask.progress.clone());
-        if source.size() <= SINGLE_BYTES {
+        if ask.resume.is_none() && source.size() <= ask.single_bytes() {
             return self.upload_at_once(&source, &ask, &meter).await;
         }
         let open = match &ask.resume {
@@ -145,6 +191,40 @@ impl Client {
             let _ = self.abort(&open.token).await;
         }
         done
+    }
+
+    /// Whether what would be uploaded is there already: the same bytes by size and
+    /// CRC-64/NVME, and the media type, metadata and storage class that are asked
+    /// for. No if that can't be told, as with tags, encryption and headers that
+    /// [`Client::stat`] does not show.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Changed`]: the file can't be read.
+    pub async fn is_there(&self, source: impl Into<Arc<Source>>, ask: &Upload) -> Result<Option<Uploaded>, Error> {
+        let source = source.into();
+        let untold = [&ask.cache_control, &ask.content_disposition].into_iter().any(Option::is_some);
+        if untold || !ask.tags.is_empty() || ask.encryption.is_some() {
+            return Ok(None);
+        }
+        let Ok(facts) = self.persist(|| self.stat(&ask.bucket, &ask.key)).await else { return Ok(None) };
+        // S3 leaves its standard class out.
+        let class = if facts.storage_class.is_empty() { "STANDARD" } else { &facts.storage_class };
+        let same = u64::try_from(facts.size) == Ok(source.size())
+            && ask.content_type.as_ref().is_none_or(|media| *media == facts.content_type)
+            && ask.metadata.iter().all(|(name, value)| facts.metadata.get(name) == Some(value))
+            && ask.storage_class.is_none_or(|asked| asked.as_str_name().strip_prefix("STORAGE_CLASS_") == Some(class));
+        let Some(checksum @ Value::Crc64nvme(_)) = facts.checksum.and_then(|sum| sum.value).filter(|_| same) else {
+            return Ok(None);
+        };
+        let _slot = self.slot().await?;
+        let sum = source.sum(0, source.size()).await?;
+        source.unchanged()?;
+        if checksum != sum.value() {
+            return Ok(None);
+        }
+        Meter::new(source.size(), ask.progress.clone()).add(source.size());
+        let (size, checksum) = (source.size(), text(&checksum));
+        Ok(Some(Uploaded { etag: facts.etag, size, checksum, parts_sent: 0, parts_found: 0, was_there: true }))
     }
 
     /// Gives an upload in parts up.
@@ -171,7 +251,7 @@ impl Client {
                 }
             })
             .await?;
-        Ok(Uploaded { etag, size, checksum: text(&sum.value()), parts_sent: 0, parts_found: 0 })
+        Ok(Uploaded { etag, size, checksum: text(&sum.value()), parts_sent: 0, parts_found: 0, was_there: false })
     }
 
     /// Sends `len` bytes, and gives the `ETag`.
@@ -199,7 +279,7 @@ impl Client {
         };
         let etag = answer.and_then(|response| {
             if let Some(found) = header(&response, "x-amz-checksum-crc64nvme")
-                && let pb::checksum::Value::Crc64nvme(expected) = sum.value()
+                && let Value::Crc64nvme(expected) = sum.value()
                 && found != BASE64_STANDARD.encode(&expected)
             {
                 return Err(Error::Connection(format!("S3 has got other bytes, with the checksum `{found}`")));
@@ -219,6 +299,7 @@ impl Client {
             size: signed(source.size())?,
             upload: Some(ask.constraints()),
             checksum_algorithm: pb::ChecksumAlgorithm::Crc64nvme.into(),
+            part_size: signed(ask.part_size.unwrap_or_default())?,
             ..pb::StartUploadRequest::default()
         };
         // Not tried again after a broken connection: an upload that nobody knows of would be left.
@@ -270,7 +351,7 @@ impl Client {
         }
         meter.add(source.size());
         let checksum = text(&sum.value());
-        Ok(Uploaded { etag: done.etag, size: source.size(), checksum, parts_sent: 0, parts_found: 0 })
+        Ok(Uploaded { etag: done.etag, size: source.size(), checksum, parts_sent: 0, parts_found: 0, was_there: true })
     }
 
     async fn upload_parts(
@@ -320,7 +401,14 @@ impl Client {
             _ => {
                 let parts_found = parts.iter().filter(|part| part.found).count();
                 let parts_sent = parts.len() - parts_found;
-                Ok(Uploaded { etag: done.etag, size, checksum: text(&expected), parts_sent, parts_found })
+                Ok(Uploaded {
+                    etag: done.etag,
+                    size,
+                    checksum: text(&expected),
+                    parts_sent,
+                    parts_found,
+                    was_there: false,
+                })
             }
         }
     }

@@ -11,7 +11,7 @@ use aws_sdk_s3::types::{
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use super::copy::patient;
-use super::{Store, decode_sum, store_error};
+use super::{Store, decode_sum, not_implemented, store_error};
 use crate::error::Error;
 use crate::object::ObjectKey;
 use crate::ops::upload::{Algorithm, Checksum, Encryption, Upload, tagging};
@@ -78,6 +78,7 @@ impl Store {
     /// Opens an upload, and says S3's id of it.
     ///
     /// # Errors
+    /// [`Error::Invalid`] if the store has no such thing,
     /// [`Error::StoreUnavailable`], [`Error::StoreRefused`].
     pub async fn create_upload(
         &self,
@@ -110,7 +111,12 @@ impl Store {
             .set_checksum_type(algorithm.map(type_of))
             .send()
             .await
-            .map_err(|e| store_error(&e))?;
+            .map_err(|e| {
+                if not_implemented(&e) {
+                    return Error::invalid("upload", "ask only for what the bucket's S3 has: it answers 501 to this");
+                }
+                store_error(&e)
+            })?;
         created.upload_id.ok_or_else(|| Error::internal("S3 opened an upload without an id"))
     }
 

@@ -35,6 +35,11 @@ pub fn cases() -> Vec<Case> {
         a_killed_put_goes_on_where_it_was,
         an_interrupted_put_says_how_to_go_on,
         an_interrupted_put_of_standard_input_leaves_nothing,
+        what_is_asked_for_is_stored_with_a_file,
+        a_folder_goes_and_comes_back,
+        a_file_that_fails_does_not_stop_the_others,
+        a_put_killed_when_it_was_complete_sends_nothing_again,
+        keys_that_are_no_files_of_one_folder_are_refused,
     ]
 }
 
@@ -47,6 +52,10 @@ pub fn embedded_cases() -> Vec<Case> {
         a_range_that_breaks_off_is_gone_on_with,
         an_interrupted_get_leaves_nothing,
         a_file_changed_while_it_is_sent_is_noticed,
+        a_source_replaced_while_it_goes_to_standard_output_is_noticed,
+        keys_that_lead_elsewhere_are_refused,
+        more_files_than_can_be_open,
+        an_interrupted_folder_is_gone_on_with,
         what_goes_wrong_is_told_and_nothing_is_overwritten,
         memory_does_not_grow_with_the_file,
     ]
@@ -117,6 +126,18 @@ impl Desk {
 
     fn start(&self, arguments: &[&str]) -> Child {
         self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Puts an object behind the service's back.
+    async fn plant(&self, key: &str, body: &'static str) {
+        let s3 = self.stage.s3(self.credentials.clone());
+        let body = aws_sdk_s3::primitives::ByteStream::from_static(body.as_bytes());
+        s3.put_object().bucket(&self.stage.bucket).key(key).body(body).send().await.unwrap();
+    }
+
+    async fn head(&self, key: &str) -> aws_sdk_s3::operation::head_object::HeadObjectOutput {
+        let s3 = self.stage.s3(self.credentials.clone());
+        s3.head_object().bucket(&self.stage.bucket).key(key).send().await.unwrap()
     }
 
     async fn run(&self, arguments: &[&str]) -> Output {
@@ -544,8 +565,409 @@ async fn what_goes_wrong_is_told_and_nothing_is_overwritten(backend: Backend) {
         &["get", "files/dir/"],
         &["put", "small", "files/", "--parallel", "0"],
         &["ls", "files", "--server", "https://127.0.0.1:9"],
+        &["put", "-r", "small", "files/"],
+        &["put", "-r", "state", "files/one"],
+        &["put", "-r", "state", "state", "files/"],
+        &["put", "state", "files/"],
+        &["get", "-r", "files/one", "out"],
+        &["get", "-r", "files/"],
+        &["get", "-r", "files/", "-"],
+        &["get", "-r", "files/", "small"],
+        &["rm", "-r", "files/one"],
+        &["rm", "files/"],
     ] {
         said(desk.run(usage).await, 64);
+    }
+    let tags: Vec<_> = (0..11).map(|n| format!("--tag=t{n}=")).collect();
+    for (wrong, told) in [
+        (&["--metadata", "a"][..], "'a' for '--metadata <NAME=VALUE>': must be a name, `=` and a value"),
+        (&["--metadata", "A=b"], "'A=b' for '--metadata <NAME=VALUE>': must have names that are lower-case"),
+        (&["--metadata=a=1", "--metadata=a=2"], "--metadata `a` is given twice"),
+        (&["--tag", "a=?"], "'a=?' for '--tag <NAME=VALUE>': must have names of 1 to 128"),
+        (&tags.iter().map(String::as_str).collect::<Vec<_>>(), "--tag, given 11 times, must be at most 10"),
+        (&["--content-type", "text"], "'text' for '--content-type <TYPE>': must be a media type, as `text/plain`"),
+        (&["--cache-control", "ü"], "'ü' for '--cache-control <VALUE>': must be printable ASCII"),
+        (&["--content-disposition", "a  b"], "for '--content-disposition <VALUE>': must be printable ASCII"),
+        (&["--storage-class", "COLD"], "'COLD' for '--storage-class <CLASS>': must be one of STANDARD, STANDARD_IA"),
+        (&["--sse", "aes"], "'aes' for '--sse <s3|kms|kms:KEY>': must be `s3`, `kms`, or `kms:`"),
+        (&["--sse", "s3", "--sse-bucket-key"], "--sse-bucket-key needs `--sse kms`"),
+        (&["--part-size", "4MiB"], "'4MiB' for '--part-size <SIZE>': must be `5MiB` to `5GiB`"),
+    ] {
+        let output = desk.run(&[&["put", "small", "files/wrong"], wrong].concat()).await;
+        let said = said(output, 64);
+        assert!(said.contains(told), "{said}");
+    }
+    assert!(desk.fails(&["get", "files/wrong", "-"]).await.contains("OBJECT_NOT_FOUND"));
+    std::fs::create_dir(desk.path("hollow")).unwrap();
+    assert!(desk.fails(&["put", "-r", "hollow", "files/"]).await.contains("there are no files in `hollow`"));
+    // It is told once, not for each.
+    let nowhere = desk.fails(&["put", "small", "big", "files/", "--server", "http://127.0.0.1:9"]).await;
+    assert_eq!(nowhere.matches("can't be reached").count(), 1, "{nowhere}");
+    // To open it would wait for ever.
+    assert!(Command::new("mkfifo").arg(desk.path("pipe")).status().unwrap().success());
+    assert!(desk.fails(&["put", "pipe", "files/"]).await.contains("`pipe`: no regular file"));
+}
+
+async fn what_is_asked_for_is_stored_with_a_file(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    desk.file("small.png", 100);
+    desk.file("big.tar", 17 * MIB);
+    let metadata = ["--metadata", "from=it = here", "--metadata", "n="];
+    assert!(said(desk.run(&["put", "small.png", "files/", "--metadata", "n="]).await, 64).contains("not empty"));
+    let metadata = [metadata[0], metadata[1], "--metadata", "n=1"];
+    for (name, media) in [("small.png", "image/png"), ("big.tar", "application/x-tar")] {
+        let mut put = vec!["put", name, "files/", "--cache-control", "max-age=60", "--storage-class", "STANDARD"];
+        put.extend(["--content-disposition", "attachment; filename=\"x\"", "--part-size", "5MiB"]);
+        put.extend(metadata);
+        let done = desk.json(&put).await;
+        assert_eq!(done["parts_sent"], if name == "big.tar" { 4 } else { 0 }, "{done}");
+        let facts = desk.head(name).await;
+        assert_eq!(facts.content_type(), Some(media));
+        assert_eq!(facts.cache_control(), Some("max-age=60"), "{name}");
+        assert_eq!(facts.content_disposition(), Some("attachment; filename=\"x\""), "{name}");
+        let stored = facts.metadata().unwrap();
+        assert_eq!((stored["from"].as_str(), stored["n"].as_str()), ("it = here", "1"), "{name}");
+    }
+    // One part is one request.
+    let done = desk.json(&["put", "big.tar", "files/once", "--part-size", "17MiB", "--content-type", ""]).await;
+    assert_eq!(done["parts_sent"], 0, "{done}");
+    assert!(!desk.head("once").await.content_type().unwrap_or_default().contains("tar"), "none was asked for");
+    let mut put = desk.command(&["put", "-", "files/piped.json"]);
+    put.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    assert!(end(put.spawn().unwrap()).await.status.success());
+    assert_eq!(desk.head("piped.json").await.content_type(), Some("application/json"));
+
+    // LocalStack's own KMS makes no key here.
+    let key_id = "arn:aws:kms:us-east-1:000000000000:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+    let kms = format!("kms:{key_id}");
+    for name in ["small.png", "big.tar"] {
+        for (options, refusal) in [
+            (&["--tag", "team=a b", "--tag", "n="][..], "keeps no tags"),
+            (&["--storage-class", "STANDARD_IA"], "has one storage class"),
+            (&["--sse", "s3"], "does not encrypt"),
+            (&["--sse", &kms, "--sse-bucket-key"], "does not encrypt"),
+        ] {
+            let output = desk.run(&[&["put", name, "files/more/"], options].concat()).await;
+            if backend == Backend::Embedded {
+                let (told, of_parts) = (said(output, 1), "must ask only for what the bucket's S3 has: it answers 501");
+                assert!(told.contains(if name == "big.tar" { of_parts } else { refusal }), "{told}");
+                assert!(name == "big.tar" || told.contains("S3 answers 501 NotImplemented"), "{told}");
+                continue;
+            }
+            said(output, 0);
+            let (key, s3) = (format!("more/{name}"), desk.stage.s3(desk.credentials.clone()));
+            let facts = desk.head(&key).await;
+            let class = facts.storage_class().map_or("", |class| class.as_str());
+            assert_eq!(class == "STANDARD_IA", options[0] == "--storage-class", "{class}");
+            let encryption = facts.server_side_encryption().map_or("", |sse| sse.as_str());
+            let of_kms = options.contains(&"--sse-bucket-key");
+            assert_eq!(encryption == "aws:kms", of_kms, "{encryption}");
+            assert_eq!(
+                (facts.ssekms_key_id() == Some(key_id), facts.bucket_key_enabled() == Some(true)),
+                (of_kms, of_kms)
+            );
+            let tags = s3.get_object_tagging().bucket(&desk.stage.bucket).key(&key).send().await.unwrap();
+            let mut tags: Vec<_> = tags.tag_set().iter().map(|tag| (tag.key(), tag.value())).collect();
+            tags.sort_unstable();
+            assert_eq!(tags, if options[0] == "--tag" { vec![("n", ""), ("team", "a b")] } else { vec![] });
+        }
+    }
+    assert_eq!(desk.open_uploads().await, 0);
+}
+
+/// Everything below a folder: paths, and what the files contain.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut tree = BTreeMap::new();
+    let mut ahead = vec![folder.to_owned()];
+    while let Some(at) = ahead.pop() {
+        for entry in std::fs::read_dir(at).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                ahead.push(path);
+            } else {
+                tree.insert(path.strip_prefix(folder).unwrap().to_owned(), std::fs::read(path).unwrap());
+            }
+        }
+    }
+    tree
+}
+
+async fn a_folder_goes_and_comes_back(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    std::fs::create_dir_all(desk.path("dir/a/ü b")).unwrap();
+    std::fs::create_dir(desk.path("dir/none")).unwrap();
+    for (name, size) in [("dir/big", 17 * MIB), ("dir/empty", 0), ("dir/a/x.txt", 3), ("dir/a/ü b/+%&#", 1000)] {
+        desk.file(name, size);
+    }
+    std::os::unix::fs::symlink(desk.path("dir/a/x.txt"), desk.path("dir/link")).unwrap();
+    let told = desk.ok(&["put", "--recursive", "dir", "files/in/"]).await;
+    assert_eq!(told.lines().count(), 5, "{told}");
+    let listed = desk.ok(&["ls", "files", "-r"]).await;
+    let keys: Vec<_> = listed.lines().map(|line| line.rsplit("Z  ").next().unwrap()).collect();
+    assert_eq!(keys, ["in/a/x.txt", "in/a/ü b/+%&#", "in/big", "in/empty", "in/link"], "{listed}");
+    assert_eq!(desk.head("in/a/x.txt").await.content_type(), Some("text/plain"));
+
+    // Again: all is there, and nothing is sent.
+    let sent = |desk: &Desk| desk.relay.done().iter().filter(|seen| seen.method == "PUT").count();
+    let before = sent(&desk);
+    let told = desk.ok(&["put", "-r", "dir/", "files/in/", "--resume"]).await;
+    assert_eq!(told.lines().filter(|line| line.ends_with("  was there")).count(), 5, "{told}");
+    assert_eq!(sent(&desk), before);
+    // Unless it is another.
+    std::fs::write(desk.path("dir/a/x.txt"), "new").unwrap();
+    let told = desk.ok(&["put", "-r", "dir", "files/in/", "--resume"]).await;
+    assert_eq!(told.lines().filter(|line| line.ends_with("  was there")).count(), 3, "{told}");
+    assert_eq!(sent(&desk), before + 2, "the file, and the link to it");
+
+    // What consoles make for a folder is none.
+    desk.plant("in/", "").await;
+    desk.plant("in/sub/", "").await;
+    let told = desk.ok(&["get", "--recursive", "files/in/", "deep/back"]).await;
+    assert_eq!(told.lines().count(), 5, "{told}");
+    assert_eq!(tree(&desk.path("deep/back")), tree(&desk.path("dir")));
+    // Nothing is overwritten; what is missing comes.
+    std::fs::write(desk.path("deep/back/empty"), "mine").unwrap();
+    std::fs::remove_file(desk.path("deep/back/big")).unwrap();
+    let output = desk.run(&["get", "-r", "files/in/", "deep/back"]).await;
+    assert!(String::from_utf8_lossy(&output.stdout).contains("deep/back/big  17825792 bytes"));
+    let told = said(output, 1);
+    assert!(told.contains("deep/back/empty` exists; --force replaces it"), "{told}");
+    assert!(told.ends_with("fileaccess: 4 of 5 failed\n"), "{told}");
+    assert_eq!(std::fs::read(desk.path("deep/back/empty")).unwrap(), b"mine");
+    desk.ok(&["get", "-r", "files/in/", "deep/back", "--force"]).await;
+    assert_eq!(tree(&desk.path("deep/back")), tree(&desk.path("dir")));
+
+    desk.plant("inside", "").await;
+    let told = desk.ok(&["rm", "--recursive", "files/in/"]).await;
+    assert_eq!(told.lines().count(), 7, "{told}");
+    assert!(told.starts_with("removed files/in/\nremoved files/in/a/x.txt\n"), "{told}");
+    assert_eq!(desk.ok(&["ls", "files", "-r"]).await.lines().count(), 1, "what only begins so stays");
+    assert!(desk.fails(&["get", "-r", "files/in/", "deep/none"]).await.contains("there is nothing below `files/in/`"));
+    assert!(!desk.path("deep/none").exists());
+}
+
+async fn a_file_that_fails_does_not_stop_the_others(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    std::fs::create_dir(desk.path("dir")).unwrap();
+    let files: Vec<_> = (0..6).map(|n| format!("dir/f{n}")).collect();
+    for name in &files {
+        desk.file(name, 1000);
+    }
+    desk.file("dir/big", 40 * MIB);
+    std::os::unix::fs::symlink(desk.path("dir"), desk.path("dir/loop")).unwrap();
+    desk.relay.judge(|seen| async move {
+        let fails = seen.method == "PUT" && seen.target.contains("/f3?") || seen.part() == Some(5);
+        if fails { Fate::Status(400) } else { Fate::Pass }
+    });
+    // One after the other, so that the last part fails when the others are there.
+    let output = desk.run(&["put", "-r", "dir", "files/", "--parallel", "1"]).await;
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 5);
+    let told = said(output, 1);
+    assert!(told.contains("fileaccess: `dir/f3`: S3 answers 400 OfTheRelay: as told\n"), "{told}");
+    assert!(told.contains("fileaccess: `dir/big`: S3 answers 400 OfTheRelay: as told\n"), "{told}");
+    assert!(told.contains("fileaccess: `dir/loop`: a link to a folder, which is not followed\n"), "{told}");
+    assert!(told.ends_with("fileaccess: 3 of 8 failed; the same command with --resume goes on with it\n"), "{told}");
+    // As often as need be.
+    let told = desk.fails(&["put", "-r", "dir", "files/", "--resume"]).await;
+    assert!(told.ends_with("fileaccess: 3 of 8 failed; the same command with --resume goes on with it\n"), "{told}");
+    desk.relay.judge(|_| async { Fate::Pass });
+    let output = desk.run(&["put", "-r", "dir", "files/", "--resume"]).await;
+    let done = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(done.lines().filter(|line| line.ends_with("  was there")).count(), 5, "{done}");
+    assert!(
+        done.lines().any(|line| line.starts_with("files/big ") && line.ends_with("1 parts, 4 were there")),
+        "{done}"
+    );
+    let told = said(output, 1);
+    assert!(told.ends_with("fileaccess: 1 of 8 failed\n"), "{told}");
+    assert_eq!(desk.open_uploads().await, 0);
+
+    // What would be another object is begun anew.
+    let _held = desk.hold_after_two_parts();
+    let before = desk.relay.done().len();
+    let mut put = desk.start(&["put", "dir/big", "files/big"]);
+    let sent = |done: &Vec<crate::relay::Seen>| done[before..].iter().filter(|seen| seen.part().is_some()).count();
+    desk.relay.until(|done| sent(done) == 2).await;
+    put.kill().unwrap();
+    put.wait().unwrap();
+    desk.relay.judge(|_| async { Fate::Pass });
+    let output = desk.run(&["put", "dir/big", "files/big", "--resume", "--metadata", "a=b"]).await;
+    let told = said(output, 0);
+    assert!(told.contains("given up, because other things are to be stored with it now"), "{told}");
+    assert_eq!(desk.head("big").await.metadata().unwrap()["a"], "b");
+
+    // The same way back, and out.
+    desk.relay.judge(|seen| async move {
+        if seen.is_fetch() && seen.target.contains("/f3?") || seen.method == "DELETE" && seen.target.contains("/f4?") {
+            return Fate::Status(400);
+        }
+        Fate::Pass
+    });
+    let told = desk.fails(&["get", "-r", "files/", "back"]).await;
+    assert!(told.contains("fileaccess: `files/f3`: S3 answers 400") && told.ends_with(": 1 of 7 failed\n"), "{told}");
+    assert_eq!(names(&desk.path("back")), ["big", "f0", "f1", "f2", "f4", "f5"]);
+    let told = desk.fails(&["rm", "-r", "files/"]).await;
+    assert!(told.contains("fileaccess: `files/f4`: S3 answers 400") && told.ends_with(": 1 of 7 failed\n"), "{told}");
+    assert_eq!(desk.ok(&["ls", "files", "-r"]).await.lines().count(), 1);
+}
+
+async fn a_put_killed_when_it_was_complete_sends_nothing_again(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    let file = desk.file("big", 40 * MIB);
+    let (release, held) = watch::channel(false);
+    desk.relay.judge(move |seen| {
+        let mut held = held.clone();
+        async move {
+            // By which the service looks at what was made, before it answers.
+            if seen.method == "HEAD" {
+                let _ = held.wait_for(|go| *go).await;
+            }
+            Fate::Pass
+        }
+    });
+    let completes = |seen: &crate::relay::Seen| seen.method == "POST" && seen.target.contains("uploadId=");
+    let mut put = desk.start(&["put", "big", "files/big"]);
+    desk.relay.until(|done| done.iter().any(completes)).await;
+    put.kill().unwrap();
+    put.wait().unwrap();
+    assert_eq!((desk.kept().len(), desk.open_uploads().await), (1, 0), "S3 has made the object, nobody knows");
+    release.send_replace(true);
+    let sent = |desk: &Desk| desk.relay.done().iter().filter(|seen| seen.method != "HEAD").count();
+    let before = sent(&desk);
+    let done = desk.json(&["put", "big", "files/big", "--resume"]).await;
+    assert_eq!((done["parts_sent"].as_u64(), done["was_there"].as_bool()), (Some(0), Some(true)), "{done}");
+    assert_eq!(sent(&desk), before, "neither a part nor a completion");
+    assert!(desk.kept().is_empty());
+    desk.ok(&["get", "files/big", "back"]).await;
+    assert_eq!(sha256(&desk.path("back")), sha256(&file));
+}
+
+async fn a_source_replaced_while_it_goes_to_standard_output_is_noticed(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    desk.file("one", 4 * MIB);
+    desk.file("two", 4 * MIB);
+    desk.ok(&["put", "one", "files/it"]).await;
+    let (release, held) = watch::channel(false);
+    let fetched = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&fetched);
+    let (second, mut seconds) = watch::channel(false);
+    let second = Arc::new(second);
+    desk.relay.judge(move |seen| {
+        let nth = if seen.is_fetch() { count.fetch_add(1, Ordering::Relaxed) } else { usize::MAX };
+        let (mut held, second) = (held.clone(), Arc::clone(&second));
+        async move {
+            match nth {
+                // Half of it comes.
+                0 => Fate::Short,
+                1 => {
+                    second.send_replace(true);
+                    let _ = held.wait_for(|go| *go).await;
+                    Fate::Pass
+                }
+                _ => Fate::Pass,
+            }
+        }
+    });
+    let get = desk.start(&["get", "files/it", "-"]);
+    let get = tokio::task::spawn_blocking(|| get.wait_with_output().unwrap());
+    seconds.wait_for(|second| *second).await.unwrap();
+    desk.ok(&["put", "two", "files/it"]).await;
+    release.send_replace(true);
+    let output = get.await.unwrap();
+    let one = std::fs::read(desk.path("one")).unwrap();
+    assert!(!output.stdout.is_empty() && one.starts_with(&output.stdout), "nothing of the other came through");
+    let told = said(output, 1);
+    assert!(told.contains("`files/it` was changed meanwhile"), "{told}");
+    assert_eq!(fetched.load(Ordering::Relaxed), 2);
+}
+
+async fn keys_that_are_no_files_of_one_folder_are_refused(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    for key in ["in/good", "in/both", "in/both-not", "in/both/x", "in/double//x"] {
+        desk.plant(key, "x").await;
+    }
+    let told = desk.fails(&["get", "-r", "files/in/", "out", "--force"]).await;
+    assert!(told.contains("`files/in/both/x` can't be a file in `out`: `both` would be both"), "{told}");
+    assert!(told.contains("`files/in/double//x` can't be a file in `out`: it has an empty segment"), "{told}");
+    assert!(told.ends_with("2 of 5 keys can't be files; nothing was written\n"), "{told}");
+    assert!(!desk.path("out").exists());
+    let told = desk.fails(&["get", "-r", "files/in/double/", "out"]).await;
+    assert!(told.contains("empty segment") && !desk.path("out").exists(), "`/x` is absolute: {told}");
+}
+
+async fn keys_that_lead_elsewhere_are_refused(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    for key in ["in/a", "in/../b", "in/..", "in/./c", "in/d/../../../e"] {
+        desk.plant(key, "x").await;
+    }
+    std::fs::create_dir(desk.path("out")).unwrap();
+    let told = desk.fails(&["get", "-r", "files/in/", "out", "--force"]).await;
+    assert!(told.ends_with("4 of 5 keys can't be files; nothing was written\n"), "{told}");
+    assert_eq!(told.matches("has a `.` or `..` segment").count(), 4, "{told}");
+    assert!(names(&desk.path("out")).is_empty());
+    // The service signs no such key, so that they stay; the others go.
+    let told = desk.fails(&["rm", "-r", "files/in/"]).await;
+    assert!(told.ends_with("4 of 5 failed\n"), "{told}");
+    assert_eq!(desk.ok(&["ls", "files/in/", "-r"]).await.lines().count(), 4);
+}
+
+async fn more_files_than_can_be_open(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    std::fs::create_dir(desk.path("dir")).unwrap();
+    let files: Vec<_> = (0..100).map(|n| format!("dir/f{n}")).collect();
+    for name in &files {
+        std::fs::write(desk.path(name), name).unwrap();
+    }
+    let mut named = vec!["put"];
+    named.extend(files.iter().map(String::as_str).chain(["files/named/"]));
+    for arguments in [&named[..], &["put", "-r", "dir", "files/in/"], &["get", "-r", "files/in/", "back"]] {
+        let plain = desk.command(arguments);
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -n 40 && exec \"$@\"", "sh"]).arg(plain.get_program()).args(plain.get_args());
+        limited.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        limited.current_dir(desk.folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = end(limited.spawn().unwrap()).await;
+        let lines = String::from_utf8_lossy(&output.stdout).lines().count();
+        said(output, 0);
+        assert_eq!(lines, 100, "{}", arguments.last().unwrap());
+    }
+    assert_eq!(tree(&desk.path("back")), tree(&desk.path("dir")));
+}
+
+async fn an_interrupted_folder_is_gone_on_with(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    std::fs::create_dir(desk.path("dir")).unwrap();
+    for n in 0..8 {
+        desk.file(&format!("dir/f{n}"), 1000);
+    }
+    // Two go through, and the others wait for ever.
+    let hold = |method: &'static str| {
+        let count = AtomicUsize::new(0);
+        desk.relay.judge(move |seen| {
+            let counts = seen.method == method && (method != "GET" || seen.is_fetch());
+            let passes = !counts || count.fetch_add(1, Ordering::Relaxed) < 2;
+            async move { if passes { Fate::Pass } else { std::future::pending().await } }
+        });
+    };
+    hold("PUT");
+    let put = desk.start(&["put", "-r", "dir", "files/in/"]);
+    desk.relay.until(|done| done.iter().filter(|seen| seen.method == "PUT").count() == 2).await;
+    kill(&put, "-INT");
+    let told = said(end(put).await, 1);
+    assert!(told.contains("interrupted; the same command with --resume goes on with it"), "{told}");
+    desk.relay.judge(|_| async { Fate::Pass });
+    let told = desk.ok(&["put", "-r", "dir", "files/in/", "--resume"]).await;
+    assert_eq!(told.lines().filter(|line| line.ends_with("  was there")).count(), 2, "{told}");
+
+    hold("GET");
+    let before = desk.relay.done().len();
+    let get = desk.start(&["get", "-r", "files/in/", "back"]);
+    desk.relay.until(|done| done[before..].iter().filter(|seen| seen.is_fetch()).count() == 2).await;
+    kill(&get, "-TERM");
+    let told = said(end(get).await, 1);
+    assert!(told.contains("interrupted; nothing is left of the files that were not complete"), "{told}");
+    for (path, bytes) in tree(&desk.path("back")) {
+        assert!(bytes == std::fs::read(desk.path("dir").join(&path)).unwrap(), "{}", path.display());
     }
 }
 
