@@ -38,6 +38,10 @@ where
         };
         match accepted {
             Ok((stream, _)) => {
+                // Else small answers wait for the peer's delayed acknowledgement, some 40 ms.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%address, %error, "connection lost");
+                }
                 let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service.clone());
                 tokio::spawn(graceful.watch(connection));
             }
