@@ -127,19 +127,22 @@ function decode(type, bytes) {
 
 // --- gRPC-Web: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-WEB.md
 
-const OK = '0', UNAVAILABLE = '14';
+const OK = '0', DEADLINE_EXCEEDED = '4', UNAVAILABLE = '14';
 
 // Asks again, for some seconds, where the answer says that it helps.
 async function call(method, request, signal) {
   for (let tries = 1; ; tries++) {
-    const { status, message, body } = await callOnce(method, encode(`${method}Request`, request), signal);
+    const { status, message, body } = await callOnce(method, encode(`${method}Request`, request), { signal });
     if (status === OK && body) return decode(`${method}Response`, body);
-    if (status !== UNAVAILABLE || tries === TRIES) throw new Error(message || `status ${status}`);
+    // What took too long goes on, and to ask again is to wait for it. But for
+    // this, which would open another upload.
+    const again = status === UNAVAILABLE || status === DEADLINE_EXCEEDED && method !== 'StartUpload';
+    if (!again || tries === TRIES) throw new Error(message || `status ${status}`);
     await pause(tries, signal);
   }
 }
 
-async function callOnce(method, message, signal) {
+async function callOnce(method, message, options) {
   const frame = new Uint8Array(5 + message.length);
   new DataView(frame.buffer).setUint32(1, message.length);
   frame.set(message, 5);
@@ -147,7 +150,7 @@ async function callOnce(method, message, signal) {
     method: 'POST',
     headers: { 'content-type': 'application/grpc-web+proto' },
     body: frame,
-    signal,
+    ...options,
   });
   const bytes = new Uint8Array(await answer.arrayBuffer());
   if (!answer.ok) throw new Error(new TextDecoder().decode(bytes));
@@ -261,12 +264,21 @@ function form(file, bucket, key, { progress, signal }) {
   });
 }
 
+// Who leaves the page gives up what is not done.
+const open = new Set();
+addEventListener('pagehide', () => {
+  for (const upload_token of open) {
+    callOnce('AbortUpload', encode('AbortUploadRequest', { upload_token }), { keepalive: true }).catch(() => {});
+  }
+});
+
 // `finishing` is told when it is too late for `signal`.
 async function multipart(file, bucket, key, { progress, signal, finishing }) {
   // Never broken off: nobody could give up an upload whose token did not arrive.
   const { upload_token, part_size, part_count } = await call('StartUpload', {
     bucket, key, size: file.size, upload: { content_type: typeOf(file) }, checksum_algorithm: SHA256,
   });
+  open.add(upload_token);
   const sent = new Array(part_count).fill(0);
   const parts = [];
   let next = 1, failed = false;
@@ -310,6 +322,7 @@ async function multipart(file, bucket, key, { progress, signal, finishing }) {
     parts.sort((a, b) => a.part_number - b.part_number);
     signal.throwIfAborted();
     finishing();
+    open.delete(upload_token);
     const { checksum, composite } = await call('CompleteUpload', { upload_token, parts });
     const sums = await new Blob(parts.map(part => part.checksum.sha256)).arrayBuffer();
     if (!composite || `${checksum?.sha256}` !== `${await sha256(sums)}`) throw new Error('S3 has another checksum');
@@ -319,6 +332,8 @@ async function multipart(file, bucket, key, { progress, signal, finishing }) {
       throw new Error(`${error.message}; and S3 keeps its parts: ${left.message}`);
     });
     throw error;
+  } finally {
+    open.delete(upload_token);
   }
 }
 

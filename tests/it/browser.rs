@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_credential_types::Credentials;
 use aws_sdk_s3::types::{CorsConfiguration, CorsRule};
@@ -293,8 +294,11 @@ async fn a_part_is_tried_again_and_an_upload_that_fails_is_given_up(_: Backend) 
     let scene = Scene::new(Backend::Embedded).await;
     let browser = Browser::open().await;
     browser.go(&scene.page).await;
-    let script = "const [own, ask] = [send, call], urls = [], cancelled = new AbortController();
-        let token;
+    let script = "const [own, ask, askOnce] = [send, call, callOnce], urls = [], cancelled = new AbortController();
+        let token, completions = 0;
+        // A completion that takes longer than a call may.
+        window.callOnce = (method, ...rest) =>
+            method === 'CompleteUpload' && ++completions === 1 ? { status: '4' } : askOnce(method, ...rest);
         window.call = async (method, ...rest) => {
             const answer = await ask(method, ...rest);
             if (method === 'StartUpload') {
@@ -312,9 +316,10 @@ async fn a_part_is_tried_again_and_an_upload_that_fails_is_given_up(_: Backend) 
         const file = new File([new Uint8Array(6 << 20)], 'zeros');
         const how = { progress() {}, finishing() {}, signal: cancelled.signal };
         const error = await multipart(file, 'demo', 'zeros', how).then(() => null, error => error.message);
-        return [token, error, urls.length, new Set(urls).size]";
+        return [token, error, urls.length, new Set(urls).size, completions]";
     let done = browser.run(script, json!([2, false])).await;
     assert_eq!((&done[1], &done[2], &done[3]), (&json!(null), &json!(3), &json!(3)), "signed anew each time");
+    assert_eq!(done[4], 2);
     assert_eq!(scene.stored("zeros").await, ("application/octet-stream".into(), vec![0; 6 << 20]));
 
     for (lost, cancelled, said) in [(1000, false, "lost"), (0, true, "cancelled")] {
@@ -412,9 +417,9 @@ async fn what_is_cancelled_leaves_nothing(backend: Backend) {
     browser.go(&format!("{}/?bucket={}", scene.page, scene.bucket)).await;
     let (silent, mut begun, mut broken_off) = silent().await;
     let hold = "window.own = send;
-        let sent = 0;
-        window.send = (method, url, ...rest) => own(method, sent++ < 2 ? url : a[0], ...rest)";
-    browser.run(hold, json!([silent])).await;
+        window.sent = 0;
+        window.send = (method, url, ...rest) => own(method, sent++ < a[1] ? url : a[0], ...rest)";
+    browser.run(hold, json!([silent, 2])).await;
     let is =
         |key: &str, state: &str| format!("document.querySelector(\"#uploads [data-key='{key}'][data-state={state}]\")");
     let cancel = async |key: &str| {
@@ -430,6 +435,15 @@ async fn what_is_cancelled_leaves_nothing(backend: Backend) {
     cancel("film").await;
     assert_eq!(scene.open().await, 0, "the upload is given up");
     broken_off.recv().await.unwrap();
+
+    // To leave the page is to give up what is not done.
+    browser.run(DROP, json!(["film", 40 << 20])).await;
+    begun.recv().await.unwrap();
+    assert_eq!(scene.open().await, 1);
+    browser.go(&format!("{}/?bucket={}", scene.page, scene.bucket)).await;
+    let given_up = async { while scene.open().await > 0 {} };
+    tokio::time::timeout(Duration::from_secs(30), given_up).await.expect("the upload is given up");
+    browser.run(hold, json!([silent, 0])).await;
 
     // What waits for its turn needs no other to end.
     browser.click("[value=put]").await;
