@@ -265,9 +265,9 @@ function form(file, bucket, key, { progress, signal }) {
 }
 
 // Who leaves the page gives up what is not done.
-const open = new Set();
+const unfinished = new Set();
 addEventListener('pagehide', () => {
-  for (const upload_token of open) {
+  for (const upload_token of unfinished) {
     callOnce('AbortUpload', encode('AbortUploadRequest', { upload_token }), { keepalive: true }).catch(() => {});
   }
 });
@@ -278,7 +278,7 @@ async function multipart(file, bucket, key, { progress, signal, finishing }) {
   const { upload_token, part_size, part_count } = await call('StartUpload', {
     bucket, key, size: file.size, upload: { content_type: typeOf(file) }, checksum_algorithm: SHA256,
   });
-  open.add(upload_token);
+  unfinished.add(upload_token);
   const sent = new Array(part_count).fill(0);
   const parts = [];
   let next = 1, failed = false;
@@ -322,7 +322,7 @@ async function multipart(file, bucket, key, { progress, signal, finishing }) {
     parts.sort((a, b) => a.part_number - b.part_number);
     signal.throwIfAborted();
     finishing();
-    open.delete(upload_token);
+    unfinished.delete(upload_token);
     const { checksum, composite } = await call('CompleteUpload', { upload_token, parts });
     const sums = await new Blob(parts.map(part => part.checksum.sha256)).arrayBuffer();
     if (!composite || `${checksum?.sha256}` !== `${await sha256(sums)}`) throw new Error('S3 has another checksum');
@@ -333,7 +333,7 @@ async function multipart(file, bucket, key, { progress, signal, finishing }) {
     });
     throw error;
   } finally {
-    open.delete(upload_token);
+    unfinished.delete(upload_token);
   }
 }
 
