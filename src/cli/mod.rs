@@ -180,7 +180,7 @@ pub fn main() -> ExitCode {
         }
     };
     match ended {
-        Ok(()) => ExitCode::from(EXIT_OK),
+        Ok(()) => ExitCode::from(if service::all_told() { EXIT_OK } else { EXIT_FAILURE }),
         Err(Failure { code, message, .. }) => {
             eprintln!("fileaccess: {message}");
             ExitCode::from(code)

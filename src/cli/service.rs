@@ -1,6 +1,8 @@
 //! Which service a subcommand asks, and how it prints.
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use serde_json::Value;
@@ -43,14 +45,30 @@ impl Server {
         Ok(Client::connect(&server)?)
     }
 
-    /// Prints `value` as JSON, or else the lines of `text`.
+    /// Prints `value` as JSON, or else the lines of `text`. What was done is done:
+    /// that it can't be told ends nothing, but the exit code says so.
     pub(super) fn print(&self, value: impl FnOnce() -> Value, text: impl FnOnce() -> String) {
-        if self.json {
-            println!("{}", value());
-        } else {
-            println!("{}", text());
+        let mut line = if self.json { value().to_string() } else { text() };
+        line.push('\n');
+        let mut out = io::stdout().lock();
+        match out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
+            Ok(()) => {}
+            // Nobody reads on, as behind `| head`.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => {
+                eprintln!("fileaccess: standard output: {error}");
+                UNTOLD.store(true, Ordering::Relaxed);
+            }
         }
     }
+}
+
+/// Whether something could not be printed.
+static UNTOLD: AtomicBool = AtomicBool::new(false);
+
+/// Whether all was printed that was to be.
+pub(super) fn all_told() -> bool {
+    !UNTOLD.load(Ordering::Relaxed)
 }
 
 impl From<Error> for Failure {

@@ -9,7 +9,8 @@ const messages = {
   Entry: { key: [1, 'string'], value: [2, 'string'] },
 
   Download: { inline: [2, 'int'] },
-  Upload: { content_type: [1, 'string'], content_length: [2, 'int'] },
+  Checksum: { sha256: [5, 'bytes'] },
+  Upload: { content_type: [1, 'string'], content_length: [2, 'int'], checksum: [3, 'Checksum'] },
   FormUpload: { min_size: [1, 'int'], max_size: [2, 'int'], content_type: [3, 'string'] },
   PresignRequest: {
     bucket: [1, 'string'], key: [2, 'string'], ttl: [3, 'Duration'],
@@ -31,22 +32,29 @@ const messages = {
   SignerRotation: { signer: [1, 'string'], confirmed_at: [4, 'Timestamp'] },
   RevokeResponse: { signer_rotation: [1, 'SignerRotation'], already_dead: [4, 'int'] },
 
-  StartUploadRequest: { bucket: [1, 'string'], key: [2, 'string'], size: [3, 'int'], upload: [4, 'Upload'] },
+  StartUploadRequest: {
+    bucket: [1, 'string'], key: [2, 'string'], size: [3, 'int'], upload: [4, 'Upload'], checksum_algorithm: [5, 'int'],
+  },
   StartUploadResponse: { upload_token: [1, 'string'], part_size: [3, 'int'], part_count: [4, 'int'] },
-  PartRequest: { part_number: [1, 'int'] },
+  PartRequest: { part_number: [1, 'int'], checksum: [2, 'Checksum'] },
   PartResult: { part_number: [1, 'int'], response: [2, 'PresignResponse'], error: [3, 'Status'] },
   SignPartsRequest: { upload_token: [1, 'string'], parts: [2, 'PartRequest', true] },
   SignPartsResponse: { parts: [1, 'PartResult', true] },
-  CompletedPart: { part_number: [1, 'int'], etag: [2, 'string'] },
+  CompletedPart: { part_number: [1, 'int'], etag: [2, 'string'], checksum: [3, 'Checksum'] },
   CompleteUploadRequest: { upload_token: [1, 'string'], parts: [2, 'CompletedPart', true] },
-  CompleteUploadResponse: { key: [1, 'string'] },
+  CompleteUploadResponse: { key: [1, 'string'], checksum: [5, 'Checksum'], composite: [6, 'int'] },
   AbortUploadRequest: { upload_token: [1, 'string'] },
   AbortUploadResponse: {},
 };
 
+const SHA256 = 5; // ChecksumAlgorithm
+
 // How often something is tried that may go well later, and how long it waits.
 const TRIES = 5;
-const pause = tries => new Promise(resolve => setTimeout(resolve, 125 * 2 ** tries));
+const pause = (tries, signal) => new Promise(resolve => {
+  setTimeout(resolve, 125 * 2 ** tries);
+  signal?.addEventListener('abort', resolve, { once: true });
+});
 
 // --- Protocol Buffers: https://protobuf.dev/programming-guides/encoding/
 
@@ -68,7 +76,7 @@ function encode(type, value) {
         putVarint(out, item);
         continue;
       }
-      const bytes = kind === 'string' ? new TextEncoder().encode(item) : encode(kind, item);
+      const bytes = kind === 'bytes' ? item : kind === 'string' ? new TextEncoder().encode(item) : encode(kind, item);
       putVarint(out, number << 3 | BYTES);
       putVarint(out, bytes.length);
       for (const byte of bytes) out.push(byte);
@@ -106,7 +114,7 @@ function decode(type, bytes) {
         item = bytes.subarray(at, at += length);
         if (at > bytes.length) throw new Error('the answer is cut off');
         if (kind === 'string') item = new TextDecoder().decode(item);
-        else if (kind) item = decode(kind, item);
+        else if (kind && kind !== 'bytes') item = decode(kind, item);
         break;
       }
       default: throw new Error('the answer is no message of this API');
@@ -119,19 +127,22 @@ function decode(type, bytes) {
 
 // --- gRPC-Web: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-WEB.md
 
-const OK = '0', UNAVAILABLE = '14';
+const OK = '0', DEADLINE_EXCEEDED = '4', UNAVAILABLE = '14';
 
 // Asks again, for some seconds, where the answer says that it helps.
-async function call(method, request) {
+async function call(method, request, signal) {
   for (let tries = 1; ; tries++) {
-    const { status, message, body } = await callOnce(method, encode(`${method}Request`, request));
+    const { status, message, body } = await callOnce(method, encode(`${method}Request`, request), { signal });
     if (status === OK && body) return decode(`${method}Response`, body);
-    if (status !== UNAVAILABLE || tries === TRIES) throw new Error(message || `status ${status}`);
-    await pause(tries);
+    // What took too long goes on, and to ask again is to wait for it. But for
+    // this, which would open another upload.
+    const again = status === UNAVAILABLE || status === DEADLINE_EXCEEDED && method !== 'StartUpload';
+    if (!again || tries === TRIES) throw new Error(message || `status ${status}`);
+    await pause(tries, signal);
   }
 }
 
-async function callOnce(method, message) {
+async function callOnce(method, message, options) {
   const frame = new Uint8Array(5 + message.length);
   new DataView(frame.buffer).setUint32(1, message.length);
   frame.set(message, 5);
@@ -139,6 +150,7 @@ async function callOnce(method, message) {
     method: 'POST',
     headers: { 'content-type': 'application/grpc-web+proto' },
     body: frame,
+    ...options,
   });
   const bytes = new Uint8Array(await answer.arrayBuffer());
   if (!answer.ok) throw new Error(new TextDecoder().decode(bytes));
@@ -163,13 +175,48 @@ async function callOnce(method, message) {
 
 // --- Uploads
 
-const PARTS_AT_ONCE = 4;
+// What the browser may send at once, in all uploads together: so many parts are
+// in memory, because they are hashed there.
+const AT_ONCE = 4;
+// Files up to this size are hashed as a whole.
+const HASHED_BYTES = 64 << 20;
+
+let free = AT_ONCE;
+const waiting = [];
+
+// Does `work` when it is its turn, unless `signal` comes before.
+async function inTurn(signal, work) {
+  signal.throwIfAborted();
+  if (free > 0) free--;
+  else {
+    await new Promise((resolve, reject) => {
+      const leave = () => {
+        waiting.splice(waiting.indexOf(enter), 1);
+        reject(signal.reason);
+      };
+      const enter = () => {
+        signal.removeEventListener('abort', leave);
+        resolve();
+      };
+      waiting.push(enter);
+      signal.addEventListener('abort', leave, { once: true });
+    });
+  }
+  try {
+    return await work();
+  } finally {
+    if (waiting.length) waiting.shift()();
+    else free++;
+  }
+}
 
 // Sends what was presigned. Browsers set the length by themselves, and let
 // nobody else.
-function send(method, url, headers, body, progress) {
+function send(method, url, headers, body, progress, signal) {
+  signal.throwIfAborted();
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
+    const abort = () => request.abort();
     request.open(method, url);
     for (const { key, value } of headers) {
       if (key !== 'content-length') request.setRequestHeader(key, value);
@@ -180,72 +227,113 @@ function send(method, url, headers, body, progress) {
       else reject(new Error(`S3 answers ${request.status} ${errorCode(request.responseText)}`));
     };
     request.onerror = () => reject(new Error('S3 can’t be reached, or its CORS rules keep this page out'));
+    request.onabort = () => reject(signal.reason);
+    request.onloadend = () => signal.removeEventListener('abort', abort);
+    signal.addEventListener('abort', abort, { once: true });
     request.send(body);
   });
 }
 
 const errorCode = text => /<Code>([^<]*)<\/Code>/.exec(text)?.[1] ?? '';
 const typeOf = file => file.type || 'application/octet-stream';
+const sha256 = async bytes => new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
 
-async function put(file, bucket, key, progress) {
-  const upload = { content_type: typeOf(file), content_length: file.size };
-  const { method, url, headers } = await call('Presign', { bucket, key, upload });
-  await send(method, url, headers, file, progress);
-}
-
-async function form(file, bucket, key, progress) {
-  const form_upload = { min_size: file.size, max_size: file.size, content_type: typeOf(file) };
-  const { method, url, form_fields } = await call('Presign', { bucket, key, form_upload });
-  const body = new FormData();
-  for (const { name, value } of form_fields) body.append(name, value);
-  // S3 ignores what comes after the file.
-  body.append('file', file);
-  await send(method, url, [], body, progress);
-}
-
-async function multipart(file, bucket, key, progress) {
-  const { upload_token, part_size, part_count } = await call('StartUpload', {
-    bucket, key, size: file.size, upload: { content_type: typeOf(file) },
+function put(file, bucket, key, { progress, signal }) {
+  return inTurn(signal, async () => {
+    const upload = { content_type: typeOf(file), content_length: file.size };
+    let body = file;
+    if (file.size <= HASHED_BYTES) {
+      // What was hashed is what is sent, whatever becomes of the file meanwhile.
+      body = await file.arrayBuffer();
+      upload.checksum = { sha256: await sha256(body) };
+    }
+    const { method, url, headers } = await call('Presign', { bucket, key, upload }, signal);
+    await send(method, url, headers, body, progress, signal);
   });
+}
+
+function form(file, bucket, key, { progress, signal }) {
+  return inTurn(signal, async () => {
+    const form_upload = { min_size: file.size, max_size: file.size, content_type: typeOf(file) };
+    const { method, url, form_fields } = await call('Presign', { bucket, key, form_upload }, signal);
+    const body = new FormData();
+    for (const { name, value } of form_fields) body.append(name, value);
+    // S3 ignores what comes after the file.
+    body.append('file', file);
+    await send(method, url, [], body, progress, signal);
+  });
+}
+
+// Who leaves the page gives up what is not done.
+const unfinished = new Set();
+addEventListener('pagehide', () => {
+  for (const upload_token of unfinished) {
+    callOnce('AbortUpload', encode('AbortUploadRequest', { upload_token }), { keepalive: true }).catch(() => {});
+  }
+});
+
+// `finishing` is told when it is too late for `signal`.
+async function multipart(file, bucket, key, { progress, signal, finishing }) {
+  // Never broken off: nobody could give up an upload whose token did not arrive.
+  const { upload_token, part_size, part_count } = await call('StartUpload', {
+    bucket, key, size: file.size, upload: { content_type: typeOf(file) }, checksum_algorithm: SHA256,
+  });
+  unfinished.add(upload_token);
   const sent = new Array(part_count).fill(0);
   const parts = [];
   let next = 1, failed = false;
   const sendPart = async part_number => {
     const start = (part_number - 1) * part_size;
-    const bytes = file.slice(start, start + part_size);
+    const bytes = await file.slice(start, start + part_size).arrayBuffer();
+    const checksum = { sha256: await sha256(bytes) };
     for (let tries = 1; ; tries++) {
       try {
         // Signed only now: a URL that waits in a queue expires.
-        const { parts: [signed] } = await call('SignParts', { upload_token, parts: [{ part_number }] });
+        const ask = { upload_token, parts: [{ part_number, checksum }] };
+        const { parts: [signed] } = await call('SignParts', ask, signal);
         if (!signed?.response) throw new Error(signed?.error?.message ?? 'no URL came');
         const { method, url, headers } = signed.response;
         const answer = await send(method, url, headers, bytes, loaded => {
           sent[part_number - 1] = loaded;
           progress(sent.reduce((sum, bytes) => sum + bytes));
-        });
-        return { part_number, etag: answer.getResponseHeader('etag') };
+        }, signal);
+        return { part_number, etag: answer.getResponseHeader('etag'), checksum };
       } catch (error) {
-        if (tries === TRIES || failed) throw error;
-        await pause(tries);
+        if (tries === TRIES || failed || signal.aborted) throw error;
+        await pause(tries, signal);
       }
     }
   };
   const work = async () => {
-    while (next <= part_count && !failed) parts.push(await sendPart(next++));
+    while (next <= part_count && !failed) {
+      // The number is taken when it is its turn, so that parts go in order.
+      await inTurn(signal, async () => {
+        if (next <= part_count && !failed) parts.push(await sendPart(next++));
+      });
+    }
   };
   try {
-    const workers = Array.from({ length: PARTS_AT_ONCE }, () => work().catch(error => {
+    const workers = Array.from({ length: AT_ONCE }, () => work().catch(error => {
       failed = true;
       throw error;
     }));
     await Promise.allSettled(workers);
     await Promise.all(workers);
     parts.sort((a, b) => a.part_number - b.part_number);
-    await call('CompleteUpload', { upload_token, parts });
+    signal.throwIfAborted();
+    finishing();
+    unfinished.delete(upload_token);
+    const { checksum, composite } = await call('CompleteUpload', { upload_token, parts });
+    const sums = await new Blob(parts.map(part => part.checksum.sha256)).arrayBuffer();
+    if (!composite || `${checksum?.sha256}` !== `${await sha256(sums)}`) throw new Error('S3 has another checksum');
   } catch (error) {
     // Parts that nobody completes cost money.
-    await call('AbortUpload', { upload_token }).catch(() => {});
+    await call('AbortUpload', { upload_token }).catch(left => {
+      throw new Error(`${error.message}; and S3 keeps its parts: ${left.message}`);
+    });
     throw error;
+  } finally {
+    unfinished.delete(upload_token);
   }
 }
 
@@ -273,32 +361,46 @@ async function upload(file) {
   const way = document.querySelector('#way :checked').value;
   const bar = element('progress', { max: file.size || 1, value: 0 });
   const said = element('span', { className: 'said' });
-  const row = element('li', {}, element('span', { className: 'name', textContent: key }), bar, said);
+  const cancelled = new AbortController(), { signal } = cancelled;
+  const cancel = element('button', { textContent: 'Cancel' });
+  const row = element('li', {}, element('span', { className: 'name', textContent: key }), bar, said, cancel);
   const say = (state, text) => {
     said.textContent = text;
     row.dataset.state = state;
+  };
+  const finishing = () => cancel.disabled = true;
+  cancel.onclick = () => {
+    finishing();
+    say('cancelling', 'being cancelled …');
+    cancelled.abort(new Error('cancelled'));
   };
   row.dataset.key = key;
   say('running', size(file.size));
   at('uploads').prepend(row);
   const begun = performance.now();
   const progress = loaded => {
+    if (signal.aborted) return;
     // A form's length is more than its file's.
     bar.value = Math.min(loaded, file.size);
     say('running', `${size(bar.value)} of ${size(file.size)}`);
   };
   try {
-    await ways[way](file, bucket, key, progress);
+    await ways[way](file, bucket, key, { progress, signal, finishing });
     bar.value = bar.max;
     say('done', `${size(file.size)} in ${((performance.now() - begun) / 1000).toFixed(1)} s`);
   } catch (error) {
-    say('failed', error.message);
-    return;
+    say(error === signal.reason ? 'cancelled' : 'failed', error.message);
+  } finally {
+    cancel.remove();
   }
+  // Also if it was cancelled: S3 may have had all of it.
   await list();
 }
 
+let lists = 0;
+
 async function list(page_token = '') {
+  const turn = ++lists;
   const bucket = where.bucket.value, prefix = where.prefix.value;
   let page;
   try {
@@ -307,6 +409,8 @@ async function list(page_token = '') {
     at('listing').textContent = error.message;
     return;
   }
+  // A later one is under way, and knows more.
+  if (turn !== lists) return;
   const rows = page.objects.map(object => {
     const button = element('button', { textContent: 'Get a link', onclick: () => link(bucket, object.key) });
     const row = element('tr', {},

@@ -104,19 +104,20 @@ async fn finish(app: &App, ask: Ask) -> Result<Made, Error> {
         };
         store.complete_upload(&session.key, &session.upload_id, completion).await
     };
-    let version = match completed.await {
-        Ok(version) => version,
-        // It may have been completed before, and its answer lost.
-        Err(Error::UploadNotFound) => None,
+    let (version, refusal) = match completed.await {
+        Ok(version) => (version, Error::UploadNotFound),
+        // It may have been completed before, and its answer lost: then S3 knows no
+        // such upload, or finds in the way what it has made itself.
+        Err(refusal @ (Error::UploadNotFound | Error::ObjectExists)) => (None, refusal),
         Err(error) => return Err(error),
     };
     let made = match store.made(&session.key, version).await {
-        Err(Error::ObjectNotFound) => return Err(Error::UploadNotFound),
+        Err(Error::ObjectNotFound) => return Err(refusal),
         made => made?,
     };
     if made.metadata.get(UPLOAD_ID) != Some(&session.id.to_string()) {
         // Without an upload, and with another's object, nobody can tell what became of it.
-        return Err(Error::UploadNotFound);
+        return Err(refusal);
     }
     if made.size != session.plan.size() {
         return Err(Error::UploadMismatch(format!("the object has {} bytes, not {}", made.size, session.plan.size())));

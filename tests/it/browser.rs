@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_credential_types::Credentials;
 use aws_sdk_s3::types::{CorsConfiguration, CorsRule};
@@ -17,25 +18,32 @@ use fileaccess::store::cors::{EXPOSED, METHODS};
 use prost::Message as _;
 use reqwest::Method;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::binary::{Running, fileaccess};
 use crate::revoke::managed;
 use crate::service::output;
-use crate::stage::{Backend, Stage, ask, download};
+use crate::stage::{self, Backend, Stage, ask, download};
 use crate::webdriver::Browser;
 use crate::{Case, cases};
 
 /// Those that take a browser, on either S3.
 pub fn browser_cases() -> Vec<Case> {
-    cases![a_file_goes_in_and_out_and_its_link_dies]
+    cases![a_file_goes_in_and_out_and_its_link_dies, what_is_cancelled_leaves_nothing]
 }
 
 /// Those that take a browser, on the embedded S3.
 pub fn page_cases() -> Vec<Case> {
-    cases![the_page_speaks_protocol_buffers, a_part_is_tried_again_and_an_upload_that_fails_is_given_up]
+    cases![
+        the_page_speaks_protocol_buffers,
+        a_part_is_tried_again_and_an_upload_that_fails_is_given_up,
+        other_bytes_than_those_of_the_file_are_refused,
+    ]
 }
 
 pub fn cases() -> Vec<Case> {
@@ -59,6 +67,8 @@ struct Scene {
     api: FileAccessClient<Channel>,
     http: reqwest::Client,
     s3: String,
+    /// The service's own key.
+    key: Credentials,
     /// On LocalStack.
     stage: Option<Stage>,
     _end: oneshot::Sender<()>,
@@ -75,22 +85,51 @@ impl Scene {
             let options = Options { data: None, listen: Listen::Tcp(any), s3_listen: any, web_listen: any };
             let Ok(dev) = Dev::start(&options).await else { panic!("no dev") };
             let channel = Endpoint::from_shared(format!("http://{}", dev.address)).unwrap().connect_lazy();
-            let (page, s3) = (dev.web.clone(), dev.s3.clone());
+            let (page, s3, key) = (dev.web.clone(), dev.s3.clone(), dev.identity.clone());
             tokio::spawn(dev.serve(until));
             let (api, http) = (FileAccessClient::new(channel), Probe::http_client());
-            return Self { page, bucket: dev::BUCKET, api, http, s3, stage: None, _end: end };
+            return Self { page, bucket: dev::BUCKET, api, http, s3, key, stage: None, _end: end };
         }
         let stage = Stage::with(backend, &managed(""), None).await;
         let listener = TcpListener::bind(any).await.unwrap();
         let [page, _] = dev::web::origins(listener.local_addr().unwrap());
         tokio::spawn(dev::web::serve(listener, Arc::clone(&stage.app), until));
         let (api, http, s3) = (stage.api.clone(), stage.http.clone(), stage.endpoint.clone());
-        Self { page, bucket: "files", api, http, s3, stage: Some(stage), _end: end }
+        let key = Credentials::new("test", "test", None, None, "test");
+        Self { page, bucket: "files", api, http, s3, key, stage: Some(stage), _end: end }
+    }
+
+    /// Has a bucket of its own take the page's requests. The embedded S3 does.
+    async fn let_in(&self) {
+        let Some(stage) = &self.stage else { return };
+        let folder = tempfile::tempdir().unwrap();
+        output(bootstrap(folder.path(), stage, &["--cors", &self.page])).await.unwrap();
+    }
+
+    /// How many uploads S3 has open.
+    async fn open(&self) -> usize {
+        let bucket = self.stage.as_ref().map_or(self.bucket, |stage| &stage.bucket);
+        let list = stage::s3(&self.s3, self.key.clone()).list_multipart_uploads().bucket(bucket).send();
+        list.await.unwrap().uploads().len()
+    }
+
+    async fn stat(&self, key: &str) -> Result<pb::StatResponse, tonic::Status> {
+        let request = pb::StatRequest { bucket: self.bucket.into(), key: key.into(), version_id: None };
+        self.api.clone().stat(request).await.map(tonic::Response::into_inner)
     }
 
     async fn presigned(&self, key: &str) -> String {
         let request = pb::PresignRequest { bucket: self.bucket.into(), ..ask(key, download()) };
-        self.api.clone().presign(request).await.unwrap().into_inner().url
+        let presigned = async {
+            loop {
+                match self.api.clone().presign(request.clone()).await {
+                    // On a busy machine a lease may run out, until the vault is read again.
+                    Err(status) if status.code() == tonic::Code::Unavailable => {}
+                    presigned => return presigned.unwrap().into_inner().url,
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), presigned).await.expect("a usable key")
     }
 
     async fn stored(&self, key: &str) -> (String, Vec<u8>) {
@@ -118,6 +157,16 @@ fn bootstrap(folder: &Path, stage: &Stage, arguments: &[&str]) -> Command {
 
 const RECIPE: &str = "be generous with the paprika";
 
+/// Drops a file of a name and a content, or of a size, on the page.
+const DROP: &str = "const files = new DataTransfer();
+    const content = typeof a[1] === 'number' ? new Uint8Array(a[1]) : a[1];
+    files.items.add(new File([content], a[0], { type: 'text/plain' }));
+    document.getElementById('drop').dispatchEvent(new DragEvent('drop', { dataTransfer: files }))";
+
+fn sha256(bytes: &[u8]) -> pb::Checksum {
+    pb::Checksum { value: Some(pb::checksum::Value::Sha256(Sha256::digest(bytes).to_vec())) }
+}
+
 async fn a_file_goes_in_and_out_and_its_link_dies(backend: Backend) {
     let scene = Scene::new(backend).await;
     let browser = Browser::open().await;
@@ -125,9 +174,6 @@ async fn a_file_goes_in_and_out_and_its_link_dies(backend: Backend) {
     browser.until("document.getElementById('listing').textContent == 'Nothing is stored here.'").await;
     browser.type_into("[name=prefix]", "tenant/").await;
     let recipe = "li[data-key='tenant/recipe.txt']";
-    let dropped = "const files = new DataTransfer();
-        files.items.add(new File([a[0]], 'recipe.txt', { type: 'text/plain' }));
-        document.getElementById('drop').dispatchEvent(new DragEvent('drop', { dataTransfer: files }))";
     let state = |of: &str, state: &str| format!("document.querySelector(\"{of}[data-state={state}]\")?.innerText");
     let uploaded = async |name: &str| {
         let row = format!("#uploads li[data-key='tenant/{name}']");
@@ -137,17 +183,18 @@ async fn a_file_goes_in_and_out_and_its_link_dies(backend: Backend) {
         (ended[0] == "done", ended[1].as_str().unwrap().to_owned())
     };
 
-    if let Some(stage) = &scene.stage {
+    if scene.stage.is_some() {
         // Without a rule of the bucket, the browser keeps the page out.
-        browser.run(dropped, json!([RECIPE])).await;
+        browser.run(DROP, json!(["recipe.txt", RECIPE])).await;
         let (done, said) = uploaded("recipe.txt").await;
         assert!(!done && said.contains("CORS"), "{said}");
-        let folder = tempfile::tempdir().unwrap();
-        output(bootstrap(folder.path(), stage, &["--cors", &scene.page])).await.unwrap();
+        scene.let_in().await;
     }
-    browser.run(dropped, json!([RECIPE])).await;
+    browser.run(DROP, json!(["recipe.txt", RECIPE])).await;
     browser.until(&state(&format!("#uploads {recipe}"), "done")).await;
     assert_eq!(scene.stored("tenant/recipe.txt").await, ("text/plain".into(), RECIPE.into()));
+    let facts = scene.stat("tenant/recipe.txt").await.unwrap();
+    assert_eq!(facts.checksum, Some(sha256(RECIPE.as_bytes())), "it was sent with its checksum");
 
     // By a form, and in parts; picked rather than dropped.
     let folder = tempfile::tempdir().unwrap();
@@ -179,8 +226,7 @@ async fn a_file_goes_in_and_out_and_its_link_dies(backend: Backend) {
     assert!(seen.as_array().unwrap().len() >= 4, "progress was {seen}");
     let (kind, stored) = scene.stored("tenant/film.mp4").await;
     assert!(kind == "video/mp4" && stored == bytes, "{kind}, {} bytes", stored.len());
-    let request = pb::StatRequest { bucket: scene.bucket.into(), key: "tenant/film.mp4".into(), version_id: None };
-    let etag = scene.api.clone().stat(request).await.unwrap().into_inner().etag;
+    let etag = scene.stat("tenant/film.mp4").await.unwrap().etag;
     assert!(etag.trim_end_matches('"').rsplit_once('-').is_some_and(|(_, parts)| parts != "1"), "{etag}");
 
     // A link, which is opened, and dies.
@@ -214,16 +260,20 @@ async fn the_page_speaks_protocol_buffers(_: Backend) {
         key: "é🦀".into(),
         size: 5 << 40,
         upload: Some(upload),
+        checksum_algorithm: pb::ChecksumAlgorithm::Sha256.into(),
         ..pb::StartUploadRequest::default()
     };
     let script = "return [...encode('StartUploadRequest', a[0])]";
     let upload = json!({ "content_type": "a/b", "content_length": 0 });
-    let asked = json!({ "bucket": "files", "key": "é🦀", "size": 5_u64 << 40, "upload": upload });
+    let algorithm = browser.run("return SHA256", json!([])).await;
+    let asked = json!({ "bucket": "files", "key": "é🦀", "size": 5_u64 << 40, "upload": upload,
+        "checksum_algorithm": algorithm });
     let bytes: Vec<u8> = serde_json::from_value(browser.run(script, json!([asked])).await).unwrap();
     assert_eq!(pb::StartUploadRequest::decode(&bytes[..]).unwrap(), start);
-    let parts = (1..=300).map(|part_number| pb::PartRequest { part_number, checksum: None }).collect();
+    let parts = (1..=300).map(|part_number| pb::PartRequest { part_number, checksum: Some(sha256(b"")) }).collect();
     let sign = pb::SignPartsRequest { upload_token: "t".repeat(200), parts, ttl: None };
-    let script = "const parts = Array.from({ length: 300 }, (_, n) => ({ part_number: n + 1 }));
+    let script = "const checksum = { sha256: await sha256(new Uint8Array(0)) };
+                  const parts = Array.from({ length: 300 }, (_, n) => ({ part_number: n + 1, checksum }));
                   return [...encode('SignPartsRequest', { upload_token: 't'.repeat(200), parts })]";
     let bytes: Vec<u8> = serde_json::from_value(browser.run(script, json!([])).await).unwrap();
     assert_eq!(pb::SignPartsRequest::decode(&bytes[..]).unwrap(), sign);
@@ -253,11 +303,18 @@ async fn a_part_is_tried_again_and_an_upload_that_fails_is_given_up(_: Backend) 
     let scene = Scene::new(Backend::Embedded).await;
     let browser = Browser::open().await;
     browser.go(&scene.page).await;
-    let script = "const [own, ask] = [send, call], urls = [];
-        let token;
-        window.call = async (method, request) => {
-            const answer = await ask(method, request);
-            if (method === 'StartUpload') token = answer.upload_token;
+    let script = "const [own, ask, askOnce] = [send, call, callOnce], urls = [], cancelled = new AbortController();
+        let token, completions = 0;
+        // A completion that takes longer than a call may.
+        window.callOnce = (method, ...rest) =>
+            method === 'CompleteUpload' && ++completions === 1 ? { status: '4' } : askOnce(method, ...rest);
+        window.call = async (method, ...rest) => {
+            const answer = await ask(method, ...rest);
+            if (method === 'StartUpload') {
+                token = answer.upload_token;
+                // As if the answer were on its way still.
+                if (a[1]) cancelled.abort(new Error('cancelled'));
+            }
             return answer;
         };
         // What comes of the network: each first try is lost, or every one.
@@ -266,18 +323,162 @@ async fn a_part_is_tried_again_and_an_upload_that_fails_is_given_up(_: Backend) 
             return urls.length > a[0] ? own(...sent) : Promise.reject(new Error('lost'));
         };
         const file = new File([new Uint8Array(6 << 20)], 'zeros');
-        const error = await multipart(file, 'demo', 'zeros', () => {}).then(() => null, error => error.message);
-        return [token, error, urls.length, new Set(urls).size]";
-    let done = browser.run(script, json!([2])).await;
+        const how = { progress() {}, finishing() {}, signal: cancelled.signal };
+        const error = await multipart(file, 'demo', 'zeros', how).then(() => null, error => error.message);
+        return [token, error, urls.length, new Set(urls).size, completions]";
+    let done = browser.run(script, json!([2, false])).await;
     assert_eq!((&done[1], &done[2], &done[3]), (&json!(null), &json!(3), &json!(3)), "signed anew each time");
+    assert_eq!(done[4], 2);
     assert_eq!(scene.stored("zeros").await, ("application/octet-stream".into(), vec![0; 6 << 20]));
 
+    for (lost, cancelled, said) in [(1000, false, "lost"), (0, true, "cancelled")] {
+        browser.go(&scene.page).await;
+        let given_up = browser.run(script, json!([lost, cancelled])).await;
+        assert_eq!(given_up[1], said);
+        let upload_token = given_up[0].as_str().unwrap().to_owned();
+        let parts = pb::ListPartsRequest { upload_token, ..pb::ListPartsRequest::default() };
+        assert_eq!(scene.api.clone().list_parts(parts).await.unwrap_err().code(), tonic::Code::NotFound, "{said}");
+    }
+    browser.close().await;
+}
+
+async fn other_bytes_than_those_of_the_file_are_refused(_: Backend) {
+    let scene = Scene::new(Backend::Embedded).await;
+    let browser = Browser::open().await;
     browser.go(&scene.page).await;
-    let lost = browser.run(script, json!([1000])).await;
-    assert_eq!(lost[1], "lost");
-    let upload_token = lost[0].as_str().unwrap().to_owned();
-    let parts = pb::ListPartsRequest { upload_token, ..pb::ListPartsRequest::default() };
-    assert_eq!(scene.api.clone().list_parts(parts).await.unwrap_err().code(), tonic::Code::NotFound);
+    // A network that changes what it carries, of each request the first time.
+    let script = "const [own, ask] = [send, call], tried = new Set(), refusals = [];
+        let made;
+        window.call = async (method, ...rest) => {
+            const answer = await ask(method, ...rest);
+            if (method === 'CompleteUpload') made = answer;
+            return answer;
+        };
+        window.send = async (method, url, headers, body, ...rest) => {
+            const { pathname, searchParams } = new URL(url), what = pathname + searchParams.get('partNumber');
+            const bytes = new Uint8Array(body.slice(0));
+            if (!tried.has(what)) bytes[0] ^= 1;
+            tried.add(what);
+            return own(method, url, headers, bytes, ...rest).catch(error => {
+                refusals.push(error.message);
+                throw error;
+            });
+        };
+        const file = new File([new Uint8Array(a[1])], a[2]);
+        const how = { progress() {}, finishing() {}, signal: new AbortController().signal };
+        const error = await ways[a[0]](file, 'demo', a[2], how).then(() => null, error => error.message);
+        return { error, refusals, composite: made?.composite }";
+    let put = browser.run(script, json!(["put", 5, "put"])).await;
+    assert!(put["error"].as_str().is_some_and(|error| error.starts_with("S3 answers 400 ")), "{put}");
+    assert_eq!(scene.stat("put").await.unwrap_err().code(), tonic::Code::NotFound);
+
+    browser.go(&scene.page).await;
+    let parts = browser.run(script, json!(["multipart", 12 << 20, "parts"])).await;
+    let refused = |refusal: &serde_json::Value| refusal.as_str().unwrap().starts_with("S3 answers 400 ");
+    let refusals = parts["refusals"].as_array().unwrap();
+    assert!(parts["error"].is_null() && refusals.len() == 2 && refusals.iter().all(refused), "{parts}");
+    assert_eq!(parts["composite"], 1);
+    assert_eq!(scene.stored("parts").await.1, vec![0; 12 << 20]);
+    browser.close().await;
+}
+
+/// Lets a page in, and never answers what it puts there. Tells of each request
+/// that has begun, and of each that was broken off.
+async fn silent() -> (String, UnboundedReceiver<()>, UnboundedReceiver<()>) {
+    const LET_IN: &[u8] = b"HTTP/1.1 204 No Content\r\naccess-control-allow-origin: *\r\n\
+        access-control-allow-methods: *\r\naccess-control-allow-headers: *\r\n\r\n";
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}/", listener.local_addr().unwrap());
+    let ((tell_begun, begun), (tell_broken, broken)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let (tell_begun, tell_broken) = (tell_begun.clone(), tell_broken.clone());
+            tokio::spawn(async move {
+                let (mut head, mut is_put) = (Vec::new(), false);
+                let mut bytes = vec![0; 64 << 10];
+                while let Ok(len @ 1..) = connection.read(&mut bytes).await {
+                    if is_put {
+                        continue;
+                    }
+                    head.extend_from_slice(&bytes[..len]);
+                    is_put = head.starts_with(b"PUT ");
+                    if is_put {
+                        // A test that has heard enough hears no more.
+                        let _ = tell_begun.send(());
+                    } else if head.ends_with(b"\r\n\r\n") {
+                        connection.write_all(LET_IN).await.unwrap();
+                        head.clear();
+                    }
+                }
+                if is_put {
+                    let _ = tell_broken.send(());
+                }
+            });
+        }
+    });
+    (address, begun, broken)
+}
+
+async fn what_is_cancelled_leaves_nothing(backend: Backend) {
+    let scene = Scene::new(backend).await;
+    scene.let_in().await;
+    let browser = Browser::open().await;
+    browser.go(&format!("{}/?bucket={}", scene.page, scene.bucket)).await;
+    let (silent, mut begun, mut broken_off) = silent().await;
+    let hold = "window.own = send;
+        window.sent = 0;
+        window.send = (method, url, ...rest) => own(method, sent++ < a[1] ? url : a[0], ...rest)";
+    browser.run(hold, json!([silent, 2])).await;
+    let is =
+        |key: &str, state: &str| format!("document.querySelector(\"#uploads [data-key='{key}'][data-state={state}]\")");
+    let cancel = async |key: &str| {
+        browser.click(&format!("#uploads [data-key='{key}'] button")).await;
+        browser.until(&is(key, "cancelled")).await;
+    };
+
+    browser.click("[value=multipart]").await;
+    browser.run(DROP, json!(["film", 40 << 20])).await;
+    begun.recv().await.unwrap();
+    browser.until(&format!("document.querySelector('#uploads progress')?.value >= {}", 16 << 20)).await;
+    assert_eq!(scene.open().await, 1);
+    cancel("film").await;
+    assert_eq!(scene.open().await, 0, "the upload is given up");
+    broken_off.recv().await.unwrap();
+
+    // To leave the page is to give up what is not done.
+    let (silent, mut begun, _broken_off) = self::silent().await;
+    browser.go(&format!("{}/?bucket={}", scene.page, scene.bucket)).await;
+    browser.run(hold, json!([silent, 0])).await;
+    browser.click("[value=multipart]").await;
+    browser.run(DROP, json!(["film", 40 << 20])).await;
+    begun.recv().await.unwrap();
+    assert_eq!(scene.open().await, 1);
+    browser.go(&format!("{}/?bucket={}", scene.page, scene.bucket)).await;
+    let given_up = async { while scene.open().await > 0 {} };
+    tokio::time::timeout(Duration::from_secs(30), given_up).await.expect("the upload is given up");
+    browser.run(hold, json!([silent, 0])).await;
+
+    // What waits for its turn needs no other to end.
+    browser.click("[value=put]").await;
+    let names: Vec<_> = (0..5).map(|n| format!("small-{n}")).collect();
+    for name in &names {
+        browser.run(DROP, json!([name, RECIPE])).await;
+    }
+    for name in names.iter().rev() {
+        cancel(name).await;
+    }
+    for name in names.iter().map(String::as_str).chain(["film"]) {
+        assert_eq!(scene.stat(name).await.unwrap_err().code(), tonic::Code::NotFound, "{name}");
+    }
+
+    // Their places are free again, and a name is no more than that.
+    browser.run("window.send = own", json!([])).await;
+    let name = "<img src=x onerror=alert(1)>";
+    browser.run(DROP, json!([name, RECIPE])).await;
+    browser.until("document.querySelector('#uploads [data-state=done]')").await;
+    let listed = browser.until("document.querySelector('#objects td')?.textContent").await;
+    assert_eq!((listed, browser.run("return document.images.length", json!([])).await), (json!(name), json!(0)));
+    assert_eq!(scene.stored(name).await.1, RECIPE.as_bytes());
     browser.close().await;
 }
 

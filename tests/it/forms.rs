@@ -135,9 +135,20 @@ async fn each_condition_is_held_to(backend: Backend) {
         let answer = post(&stage, &presigned.url, &fields, &vec![b'x'; size]).await;
         assert_eq!(answer.status, 400, "{size}: {}", answer.text());
     }
-    let elsewhere = presigned.url.replace(&stage.bucket, "another-bucket");
+    // A bucket that is there, and another redirection.
+    let another = format!("{}-2", stage.bucket);
+    let key = stage.app.signers["main"].key(SystemTime::now()).unwrap().credentials.clone();
+    stage.s3(key).create_bucket().bucket(&another).send().await.unwrap();
+    let elsewhere = presigned.url.replace(&stage.bucket, &another);
     let answer = post(&stage, &elsewhere, &fields, b"12345").await;
-    assert!((400..=404).contains(&answer.status), "{}", answer.text());
+    assert!((400..=403).contains(&answer.status), "{}", answer.text());
+    let success_redirect = "http://127.0.0.1:9/done".to_owned();
+    let redirecting = form(&stage, "k", pb::FormUpload { success_redirect, ..pb::FormUpload::default() }).await;
+    let mut astray = fields_of(&redirecting);
+    let at = astray.iter().position(|(name, _)| name == "success_action_redirect").unwrap();
+    "http://127.0.0.1:9/elsewhere".clone_into(&mut astray[at].1);
+    let answer = post(&stage, &redirecting.url, &astray, b"12345").await;
+    assert!((400..=403).contains(&answer.status), "{}", answer.text());
     if backend == Backend::Embedded {
         // LocalStack takes fields that the policy does not name, and forms without a policy.
         let mut more = fields.clone();

@@ -1,7 +1,7 @@
 //! The operator's subcommands, as they are typed.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use fileaccess::pb::file_access_client::FileAccessClient;
 use serde_json::Value;
@@ -13,7 +13,11 @@ use crate::stage::{Backend, ask, download};
 use crate::{Case, cases, localstack};
 
 pub fn cases() -> Vec<Case> {
-    cases![a_leak_is_ended_from_the_command_line, what_goes_wrong_is_told_with_an_exit_code]
+    cases![
+        a_leak_is_ended_from_the_command_line,
+        what_goes_wrong_is_told_with_an_exit_code,
+        what_is_done_counts_also_if_nobody_hears_of_it,
+    ]
 }
 
 pub fn localstack_cases() -> Vec<Case> {
@@ -155,4 +159,31 @@ async fn bootstrap_prints_policies_and_makes_nothing(_: Backend) {
     assert!(policies["service"]["Statement"].as_array().unwrap().len() == 4, "{policies}");
     let users = crate::behaviours::iam(&localstack::shared().unwrap().endpoint, "ListUsers", &[]).await;
     assert!(!users.contains(&user), "{users}");
+}
+
+async fn what_is_done_counts_also_if_nobody_hears_of_it(_: Backend) {
+    let (_dev, server, _) = dev().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("small");
+    std::fs::write(&file, "small").unwrap();
+    for arguments in [
+        &["put", file.to_str().unwrap(), "demo/in/"][..],
+        &["url", "demo/in/small"],
+        &["get", "demo/in/small", folder.path().join("back").to_str().unwrap(), "--force"],
+        &["rm", "demo/in/small", "demo/in/small"],
+        &["signers"],
+    ] {
+        let end = |stdout: Stdio| {
+            let mut command = operator(&server, arguments);
+            let output = command.env("XDG_STATE_HOME", folder.path()).stdout(stdout).output().unwrap();
+            (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        };
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(end(writer.into()), (Some(0), String::new()), "{arguments:?}: as behind `| true`");
+        let (code, told) = end(std::fs::File::create("/dev/full").unwrap().into());
+        assert_eq!(code, Some(1), "{arguments:?}: {told}");
+        assert!(told.starts_with("fileaccess: standard output: No space left"), "{arguments:?}: {told}");
+    }
+    assert_eq!(std::fs::read(folder.path().join("back")).unwrap(), b"small");
 }

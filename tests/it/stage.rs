@@ -195,14 +195,7 @@ impl Stage {
 
     /// The SDK's client, for what the tests arrange.
     pub fn s3(&self, credentials: Credentials) -> aws_sdk_s3::Client {
-        let config = aws_sdk_s3::Config::builder()
-            .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
-            .region(aws_sdk_s3::config::Region::new("us-east-1"))
-            .endpoint_url(&self.endpoint)
-            .force_path_style(true)
-            .credentials_provider(credentials)
-            .http_client(fileaccess::store::http_client());
-        aws_sdk_s3::Client::from_conf(config.build())
+        s3(&self.endpoint, credentials)
     }
 
     pub async fn presign(&self, key: &str, operation: Operation) -> pb::PresignResponse {
@@ -266,6 +259,18 @@ fn everything(bucket: &BucketName) -> GrantSettings {
         create_only: false,
         checksum: false,
     }
+}
+
+/// The SDK's client of the S3 at `endpoint`.
+pub fn s3(endpoint: &str, credentials: Credentials) -> aws_sdk_s3::Client {
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
+        .region(aws_sdk_s3::config::Region::new("us-east-1"))
+        .endpoint_url(endpoint)
+        .force_path_style(true)
+        .credentials_provider(credentials)
+        .http_client(fileaccess::store::http_client());
+    aws_sdk_s3::Client::from_conf(config.build())
 }
 
 pub fn ask(key: &str, operation: Operation) -> pb::PresignRequest {

@@ -483,6 +483,19 @@ async fn nothing_is_overwritten_if_so_asked(backend: Backend) {
     let made = play.complete(&started.upload_token, Vec::new()).await.unwrap();
     // What it has made itself is no obstacle to the same answer.
     assert_eq!(play.complete(&started.upload_token, Vec::new()).await.unwrap(), made);
+
+    // Nor is it where S3 still knows the upload, as while it is busy with a completion
+    // whose answer was lost.
+    let upload = Some(pb::Upload { create_only: true, ..pb::Upload::default() });
+    let started = play.start(pb::StartUploadRequest { upload, ..start("d", body.len(), 0) }).await;
+    assert_eq!(play.send(response(&started.parts[0]), &body).await.status, 200);
+    let own = play.stage.s3(play.key()).put_object().bucket(&play.stage.bucket).key("d");
+    let session = play.stage.app.tokens.open(&started.upload_token, &loopback()).unwrap();
+    let own = own.metadata("fileaccess-upload", session.id.to_string());
+    own.body(body.clone().into()).send().await.unwrap();
+    let made = play.complete(&started.upload_token, Vec::new()).await.unwrap();
+    assert_eq!((made.key.as_str(), made.size), ("d", i64::try_from(body.len()).unwrap()));
+    play.abort(&started.upload_token).await.unwrap();
 }
 
 async fn past_its_deadline_an_upload_can_only_be_given_up(backend: Backend) {
