@@ -15,6 +15,7 @@
 //! It makes no promise about a crash in the middle of an upload.
 
 mod body;
+mod joined;
 mod multipart;
 mod names;
 
@@ -40,7 +41,8 @@ use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 use tokio::sync::RwLock;
 
-use body::{Body, Commit, Held, known_length, refusal};
+use body::{Body, Commit, Held, known_length, read, refusal};
+use joined::Joined;
 use multipart::Sums;
 use names::{file_name, hide_key, take_key};
 
@@ -116,6 +118,8 @@ struct Store {
     /// is as good as the time of the last change and the length that come with
     /// it.
     known: Mutex<HashMap<PathBuf, (SystemTime, u64, Sums)>>,
+    /// By the upload's id.
+    joined: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Joined>>>>,
 }
 
 /// An S3 over the folders of `root`, one a bucket, open to the active keys of
@@ -126,8 +130,13 @@ struct Store {
 pub fn service(root: &Path, iam: MemoryIam) -> io::Result<S3Service> {
     let root = root.canonicalize()?;
     let files = FileSystem::new(&root).map_err(|e| io::Error::other(format!("{}: {e:?}", root.display())))?;
-    let mut builder =
-        S3ServiceBuilder::new(Store { files, root: root.clone(), lock: Arc::default(), known: Mutex::default() });
+    let mut builder = S3ServiceBuilder::new(Store {
+        files,
+        root: root.clone(),
+        lock: Arc::default(),
+        known: Mutex::default(),
+        joined: Mutex::default(),
+    });
     builder.set_auth(Keys(iam));
     builder.set_access(Rules { root });
     // `s3s` refuses forms that were signed longer ago than this, S3 those whose
@@ -372,14 +381,18 @@ impl S3 for Store {
         let (if_match, if_none_match) = (input.if_match.take(), input.if_none_match.take());
         input.key = file_name(&input.key);
         let _unchanged = self.lock.read().await;
+        let file = std::fs::File::open(self.object(&input.bucket, &input.key)).map_err(|e| s3_error!(e, NoSuchKey))?;
+        let size = file.metadata().map_err(S3Error::internal_error)?.len();
         if let Some(Range::Suffix { length }) = &mut input.range {
             // `s3s-fs` would seek to before the start.
-            let size = std::fs::metadata(self.object(&input.bucket, &input.key)).map_or(0, |file| file.len());
             *length = size.min(*length);
         }
+        let from = input.range.map_or(Ok(0..size), |range| range.check(size))?;
         let mut response = self.files.get_object(req).await?;
         conditions(if_match.as_ref(), if_none_match.as_ref(), response.output.e_tag.as_ref())?;
         take_key(&mut response.output.metadata);
+        // `s3s-fs` reads 4 KiB at a time.
+        response.output.body = Some(read(file, from));
         Ok(response)
     }
 

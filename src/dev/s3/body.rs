@@ -1,5 +1,9 @@
-//! A body that is verified while it is stored.
+//! Bodies: one that comes is verified while it is stored.
 
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +17,9 @@ use s3s::dto;
 use s3s::dto::{ChecksumAlgorithm, StreamingBlob};
 use s3s::{S3Error, S3ErrorCode, S3Result, TrailingHeaders, s3_error};
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
+
+/// How much of a file is read at once.
+const CHUNK: usize = 256 << 10;
 
 /// The refusal that a [`Body`] ended with, which `s3s-fs` takes for a failure
 /// of its own.
@@ -133,4 +140,25 @@ pub(super) fn known_length(headers: &http::HeaderMap) -> S3Result<()> {
         return Ok(());
     }
     Err(s3_error!(MissingContentLength))
+}
+
+/// A body of what is in that range of a file.
+pub(super) fn read(file: File, range: Range<u64>) -> StreamingBlob {
+    let file = Arc::new(file);
+    StreamingBlob::wrap(stream::try_unfold(range, move |Range { start, end }| {
+        let file = Arc::clone(&file);
+        async move {
+            let len = usize::try_from(end - start).unwrap_or(CHUNK).min(CHUNK);
+            if len == 0 {
+                return Ok(None);
+            }
+            let read = tokio::task::spawn_blocking(move || {
+                let mut bytes = vec![0; len];
+                file.read_exact_at(&mut bytes, start).map(|()| Bytes::from(bytes))
+            });
+            let bytes = read.await.map_err(io::Error::other)??;
+            let start = start + bytes.len() as u64;
+            io::Result::Ok(Some((bytes, start..end)))
+        }
+    }))
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use base64::Engine as _;
@@ -19,6 +19,7 @@ use s3s::dto::*;
 use s3s::{S3, S3Error, S3Request, S3Response, S3Result, s3_error};
 
 use super::body::{Body, known_length, refusal};
+use super::joined::{Joined, PartFile};
 use super::names::{KEY, SUMS, file_name, hide_key};
 use super::{LISTED, Store, ask, cannot, create_only, no_extras, no_match, only, promised, remove_if_there, source};
 
@@ -188,17 +189,6 @@ fn chosen<'a>(
     Ok(parts)
 }
 
-/// Puts the files of `parts` together in one new file. They stay as they are if
-/// that fails.
-fn join(parts: &[PathBuf], to: &Path) -> io::Result<()> {
-    let mut joined = std::fs::File::create(to)?;
-    let copied = parts.iter().try_for_each(|part| io::copy(&mut std::fs::File::open(part)?, &mut joined).map(drop));
-    if copied.is_err() {
-        std::fs::remove_file(to)?;
-    }
-    copied
-}
-
 /// Shows all that is in a file.
 fn read_all(path: &Path, mut show: impl FnMut(&[u8])) -> io::Result<()> {
     let mut file = std::fs::File::open(path)?;
@@ -271,6 +261,53 @@ impl Store {
         let path = self.part(id, number);
         self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&path);
         remove_if_there(&path)
+    }
+
+    /// Takes what is left of an upload away. Nobody waits for the files: where
+    /// they are still being written to the disk, that may take seconds.
+    fn forget_all(&self, id: &str, numbers: Vec<i32>) {
+        self.joined.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let paths: Vec<_> = numbers.into_iter().map(|number| self.part(id, number)).collect();
+        for path in &paths {
+            known.remove(path);
+        }
+        drop(known);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = paths.iter().try_for_each(|path| remove_if_there(path)) {
+                tracing::warn!(%error, "parts are left");
+            }
+        });
+    }
+
+    fn joined(&self, id: &str) -> Arc<tokio::sync::Mutex<Joined>> {
+        let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(joined.entry(id.to_owned()).or_default())
+    }
+
+    fn joined_file(&self, id: &str) -> PathBuf {
+        self.root.join(format!(".upload_id-{id}.joined"))
+    }
+
+    fn part_file(&self, id: &str, number: i32) -> Option<PartFile> {
+        let path = self.part(id, number);
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (changed, _, sums) = known.get(&path)?;
+        let (changed, etag) = (*changed, sums.md5.clone());
+        drop(known);
+        Some(PartFile { path, changed, etag })
+    }
+
+    /// Joins the parts that are next, unless somebody does so already.
+    async fn join_ahead(&self, id: &str) {
+        let Ok(mut joined) = self.joined(id).try_lock_owned() else { return };
+        while let Some(part) = i32::try_from(joined.len() + 1).ok().and_then(|next| self.part_file(id, next)) {
+            let to = self.joined_file(id);
+            let join = tokio::task::spawn_blocking(move || joined.append(&to, &part).map(|()| joined));
+            // What can't be joined now is tried again at the end.
+            let Ok(Ok(more)) = join.await else { return };
+            joined = more;
+        }
     }
 
     fn part(&self, id: &str, number: i32) -> PathBuf {
@@ -365,6 +402,7 @@ impl Store {
             let sums = Sums { md5: etag.value().to_owned(), checksum: promised.clone() };
             self.know(path, (changed, file.len()), sums);
         }
+        self.join_ahead(&id).await;
         // Kept promises, by now.
         response.output.checksum_crc32 = promised.checksum_crc32;
         response.output.checksum_crc32c = promised.checksum_crc32c;
@@ -440,16 +478,15 @@ impl Store {
             return Err(s3_error!(BadDigest, "the object does not have the checksum given"));
         }
         let etag = etag_of(&parts)?;
-        let files: Vec<_> = parts.iter().filter_map(|part| Some(self.part(&id, part.part_number?))).collect();
-        // Such a name is cleared away at the next start, if it comes to that.
-        let joined = self.root.join(format!(".tmp.{id}.internal.part"));
-        let to = joined.clone();
-        let join = tokio::task::spawn_blocking(move || join(&files, &to)).await;
-        join.map_err(S3Error::internal_error)?.map_err(S3Error::internal_error)?;
-        self.publish(&joined, &bucket, &name, &id, &etag, &sums).map_err(S3Error::internal_error)?;
-        for number in there.keys() {
-            self.forget(&id, *number)?;
-        }
+        let files = parts.iter().map(|part| self.part_file(&id, part.part_number.unwrap_or_default()));
+        let files: Vec<_> = files.collect::<Option<_>>().ok_or_else(|| s3_error!(InternalError, "a part is gone"))?;
+        let mut joined = self.joined(&id).lock_owned().await;
+        let file = self.joined_file(&id);
+        let to = file.clone();
+        let join = tokio::task::spawn_blocking(move || joined.finish(&to, &files).map(|()| joined)).await;
+        let _joined = join.map_err(S3Error::internal_error)?.map_err(S3Error::internal_error)?;
+        self.publish(&file, &bucket, &name, &id, &etag, &sums).map_err(S3Error::internal_error)?;
+        self.forget_all(&id, there.into_keys().collect());
         let output = CompleteMultipartUploadOutput {
             bucket: Some(bucket),
             key: Some(input.key),
@@ -501,10 +538,10 @@ impl Store {
         req.input.key = file_name(&req.input.key);
         let (bucket, name, id) = (req.input.bucket.clone(), req.input.key.clone(), req.input.upload_id.clone());
         let there = self.parts(&bucket, &name, &id).await?;
+        // Nobody joins what is given up.
+        let _joined = self.joined(&id).lock_owned().await;
         let aborted = self.files.abort_multipart_upload(req).await?;
-        for number in there.keys() {
-            self.forget(&id, *number)?;
-        }
+        self.forget_all(&id, there.into_keys().collect());
         Ok(aborted)
     }
 

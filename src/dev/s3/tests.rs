@@ -450,8 +450,16 @@ async fn parts_are_verified_and_any_key_may_send_them() {
     let head = head.send().await.unwrap();
     assert_eq!((head.e_tag(), head.checksum_sha256()), (done.e_tag(), None));
     assert_eq!(head.metadata().unwrap()["owner"], "ann");
-    let left: Vec<_> = std::fs::read_dir(stage.root.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
-    assert!(!left.iter().any(|name| name.to_str().unwrap().contains("upload")), "{left:?}");
+    let is_left = || {
+        let mut files = std::fs::read_dir(stage.root.path()).unwrap();
+        files.any(|file| file.unwrap().file_name().to_str().unwrap().contains("upload"))
+    };
+    let all_gone = async {
+        while is_left() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), all_gone).await.unwrap();
 
     let again = stage.s3.create_multipart_upload().bucket("bucket").key("b").send().await.unwrap();
     let abort = stage.s3.abort_multipart_upload().bucket("bucket").key("b").upload_id(again.upload_id().unwrap());
