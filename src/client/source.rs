@@ -3,7 +3,6 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -84,9 +83,19 @@ impl Source {
         Err(Error::Changed(self.name.clone()))
     }
 
+    /// Reads into memory that nobody has to clear first.
     fn read(&self, from: u64, len: usize) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; len];
-        self.file.read_exact_at(&mut bytes, from)?;
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let at = from + bytes.len() as u64;
+            match rustix::io::pread(&self.file, rustix::buffer::spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // The memory may be more than was asked for.
+        bytes.truncate(len);
         Ok(bytes)
     }
 
