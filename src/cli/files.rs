@@ -1,7 +1,7 @@
 //! `fileaccess get`, `ls`, `url` and `rm`.
 
 use std::fmt;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use super::folder::Together;
 use super::operate::time;
 use super::service::Server;
 use super::{Failure, folder, shutdown_signal};
-use crate::client::{Client, Download, Downloaded, PARALLEL, Progress};
+use crate::client::{Client, Download, Downloaded, Error, PARALLEL, Progress, printable};
+use crate::object::Lifetime;
 use crate::pb;
 use crate::pb::presign_request::Operation;
 
@@ -48,10 +49,11 @@ impl Object {
 
     /// Whether it is what the command asks for: one object, or all below a prefix.
     fn is_for(&self, recursive: bool) -> Result<(), Failure> {
+        let name = printable(&self.to_string());
         match &*self.key {
-            "" if !recursive => Err(Failure::usage(format!("`{self}` {MUST_OBJECT}"))),
+            "" if !recursive => Err(Failure::usage(format!("`{name}` {MUST_OBJECT}"))),
             key if recursive && !is_folder(key) => {
-                Err(Failure::usage(format!("`{self}` is one key: with --recursive it must end in `/`")))
+                Err(Failure::usage(format!("`{name}` is one key: with --recursive it must end in `/`")))
             }
             _ => Ok(()),
         }
@@ -126,11 +128,17 @@ pub(super) struct Url {
     /// A URL to upload with rather than to download from.
     #[arg(long)]
     upload: bool,
-    /// How long it is to live. Without it: the service's default.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    ttl: Option<Duration>,
+    /// How long it is to live, as `90s` or `1h`: 1 second to 7 days. Without it:
+    /// the service's default.
+    #[arg(long, value_name = "DURATION", value_parser = ttl)]
+    ttl: Option<Lifetime>,
     #[command(flatten)]
     server: Server,
+}
+
+fn ttl(text: &str) -> Result<Lifetime, String> {
+    let must = || format!("must {}", Lifetime::WANT);
+    humantime::parse_duration(text).ok().and_then(Lifetime::new).ok_or_else(must)
 }
 
 /// What `fileaccess rm` is told.
@@ -165,7 +173,7 @@ struct Shown {
 impl Meter {
     /// One for `what`, of `total` bytes.
     pub(super) fn new(what: &str, total: u64) -> Self {
-        let is_bar = std::io::stderr().is_terminal();
+        let is_bar = io::stderr().is_terminal();
         let target = if is_bar { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let what: String = printable(what).chars().take(24).collect();
         let bar = ProgressBar::with_draw_target(Some(total), target).with_message(what);
@@ -283,7 +291,12 @@ impl Shown {
             return so_far;
         }
         let left = humantime::format_duration(Duration::from_secs(all.saturating_sub(done) / rate));
-        format!("{so_far}, {} MB/s, {left} left", rate / 1_000_000)
+        let rate = match rate {
+            1_000_000.. => format!("{} MB/s", rate / 1_000_000),
+            1000.. => format!("{} KB/s", rate / 1000),
+            _ => format!("{rate} B/s"),
+        };
+        format!("{so_far}, {rate}, {left} left")
     }
 }
 
@@ -306,7 +319,8 @@ pub(super) async fn get(ask: Get) -> Result<(), Failure> {
     ask.object.is_for(ask.recursive)?;
     let client = ask.server.connect()?.with_parallel(ask.parallel.parallel);
     if ask.recursive {
-        let folder = ask.file.as_ref().filter(|folder| folder.as_os_str() != "-" && !folder.is_file());
+        let may_be = |folder: &PathBuf| folder.as_os_str() != "-" && (folder.is_dir() || !folder.exists());
+        let folder = ask.file.as_ref().filter(|folder| may_be(folder));
         let folder = folder.ok_or_else(|| Failure::usage("--recursive needs a folder to write to"))?;
         return tokio::select! {
             done = get_all(&ask, &client, folder) => done,
@@ -318,12 +332,12 @@ pub(super) async fn get(ask: Get) -> Result<(), Failure> {
     let Object { bucket, key } = &ask.object;
     let target = target(&ask)?;
     // What is shown on the same terminal would get into it.
-    let is_shown = target.is_some() || !std::io::stdout().is_terminal();
+    let is_shown = target.is_some() || !io::stdout().is_terminal();
     let meter = if is_shown { Meter::new(key, 0) } else { Meter::hidden() };
     let download = Download { overwrite: ask.force, ..Download::of(bucket, key) }.on_progress(meter.all());
     let work = async {
         match &target {
-            None => client.download_to(&download, std::io::stdout()).await,
+            None => client.download_to(&download, io::stdout()).await,
             Some(target) => client.download(&download, target).await,
         }
     };
@@ -332,7 +346,7 @@ pub(super) async fn get(ask: Get) -> Result<(), Failure> {
         () = interrupted => return Err(Failure::running("interrupted; nothing is left of the download")),
     };
     drop(meter);
-    let done = done.map_err(|error| refused(error, target.as_deref()))?;
+    let done = done.map_err(|error| refused(error, &ask.object, target.as_deref()))?;
     if let Some(target) = target {
         print(&ask.server, &target, &done);
     }
@@ -344,8 +358,9 @@ fn print(server: &Server, target: &Path, done: &Downloaded) {
     server.print(
         || json!({ "file": target, "size": size, "etag": etag, "checksum": checksum }),
         || {
-            let verified = checksum.as_deref().unwrap_or("S3 has no checksum of it");
-            format!("{}  {size} bytes  {verified}", target.display())
+            // It may have one of the parts' checksums, of parts that nobody here knows.
+            let verified = checksum.as_deref().unwrap_or("only the size was verified: S3 has no checksum of the whole");
+            format!("{}  {size} bytes  {verified}", shown(target))
         },
     );
 }
@@ -383,7 +398,7 @@ async fn get_all(ask: &Get, client: &Client, folder: &Path) -> Result<(), Failur
         if let Err(why) = together.take(&below_at(&object.key)) {
             wrong += 1;
             let key = printable(&object.key);
-            eprintln!("fileaccess: `{}/{key}` can't be a file in `{}`: {why}", at.bucket, folder.display());
+            eprintln!("fileaccess: `{}/{key}` can't be a file in `{}`: {why}", at.bucket, shown(folder));
         }
     }
     if wrong > 0 {
@@ -408,11 +423,12 @@ async fn get_all(ask: &Get, client: &Client, folder: &Path) -> Result<(), Failur
             let download = Download { overwrite: ask.force, progress: Some(tell.clone()), ..download };
             let done = async {
                 if let Some(folder) = target.parent() {
-                    let failed = |e| Failure::running(format!("`{}`: {e}", folder.display()));
+                    let failed = |e| Failure::running(format!("`{}`: {e}", shown(folder)));
                     std::fs::create_dir_all(folder).map_err(failed)?;
                 }
                 let done = client.download(&download, &target).await;
-                done.map_err(|error| refused(error, Some(&target)).of(&name))
+                let object = Object { bucket: at.bucket.clone(), key: object.key.clone() };
+                done.map_err(|error| refused(error, &object, Some(&target)).of(&name))
             };
             match done.await {
                 Ok(done) => meter.aside(|| print(&ask.server, &target, &done)),
@@ -429,15 +445,29 @@ async fn get_all(ask: &Get, client: &Client, folder: &Path) -> Result<(), Failur
     meter.see(objects.map(get).buffer_unordered(ask.parallel.parallel), true).await
 }
 
-fn refused(error: crate::client::Error, target: Option<&Path>) -> Failure {
-    match (&error, target) {
-        (crate::client::Error::File { error, .. }, Some(target))
-            if error.kind() == std::io::ErrorKind::AlreadyExists =>
-        {
-            Failure::running(format!("`{}` exists; --force replaces it", target.display()))
+/// What would be right instead, of what can't be written to.
+fn refused(error: Error, object: &Object, target: Option<&Path>) -> Failure {
+    let Error::File { error: why, .. } = &error else { return error.into() };
+    let Some(target) = target else { return Failure::running(format!("standard output: {why}")) };
+    let name = shown(target);
+    match why.kind() {
+        io::ErrorKind::AlreadyExists => Failure::running(format!("`{name}` exists; --force replaces it")),
+        io::ErrorKind::InvalidInput if target.is_dir() => {
+            Failure::running(format!("`{name}` is a folder: it must be a file, or not be there"))
+        }
+        io::ErrorKind::InvalidInput => {
+            let object = printable(&object.to_string());
+            Failure::running(format!(
+                "`{name}` must be a regular file, or not be there: `get {object} - > {name}` writes to it"
+            ))
         }
         _ => error.into(),
     }
+}
+
+/// A path, for people.
+pub(super) fn shown(path: &Path) -> String {
+    printable(&path.display().to_string())
 }
 
 /// The file; none is standard output.
@@ -445,7 +475,7 @@ fn target(ask: &Get) -> Result<Option<PathBuf>, Failure> {
     let key = &ask.object.key;
     let name = || match key.rsplit('/').next() {
         Some(name) if !matches!(name, "" | "." | "..") => Ok(name),
-        _ => Err(Failure::usage(format!("`{key}` does not end in a file's name: name the file"))),
+        _ => Err(Failure::usage(format!("`{}` does not end in a file's name: name the file", printable(key)))),
     };
     match &ask.file {
         None => Ok(Some(PathBuf::from(name()?))),
@@ -464,7 +494,7 @@ pub(super) async fn ls(ask: Ls) -> Result<(), Failure> {
     let (bucket, prefix) = ask.prefix.split_once('/').unwrap_or((&ask.prefix, ""));
     let delimiter = if ask.recursive { "" } else { "/" };
     let mut token = String::new();
-    let mut out = std::io::stdout().lock();
+    let mut out = io::stdout().lock();
     loop {
         let page = client.list(bucket, prefix, delimiter, &token).await?;
         let mut lines: Vec<(String, String)> = Vec::new();
@@ -490,7 +520,7 @@ pub(super) async fn ls(ask: Ls) -> Result<(), Failure> {
         for (_, line) in lines {
             match writeln!(out, "{line}") {
                 // `ls | head`
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
                 written => written.map_err(Failure::running)?,
             }
         }
@@ -499,11 +529,6 @@ pub(super) async fn ls(ask: Ls) -> Result<(), Failure> {
         }
         token = page.next_page_token;
     }
-}
-
-/// A key, without what would move a terminal's cursor.
-fn printable(key: &str) -> String {
-    key.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// `fileaccess url`.
@@ -516,7 +541,9 @@ pub(super) async fn url(ask: Url) -> Result<(), Failure> {
     } else {
         Operation::Download(pb::Download::default())
     };
-    let signed = ask.server.connect()?.presign(&ask.object.bucket, &ask.object.key, ask.ttl, operation).await?;
+    let (client, Object { bucket, key }) = (ask.server.connect()?, &ask.object);
+    let ttl = ask.ttl.map(Duration::from);
+    let signed = client.persist(|| client.presign(bucket, key, ttl, operation.clone())).await?;
     ask.server.print(
         || {
             json!({
@@ -550,7 +577,7 @@ pub(super) async fn rm(ask: Rm) -> Result<(), Failure> {
     let removed = objects.map(|object| async {
         let object = object?;
         let done = client.delete(&object.bucket, &object.key).await;
-        done.map_err(|error| Failure::from(error).of(&printable(&object.to_string())))?;
+        done.map_err(|error| Failure::from(error).of(&object.to_string()))?;
         Ok(object)
     });
     let removed = removed.buffered(PARALLEL).map_ok(|object| {
@@ -587,5 +614,10 @@ mod tests {
         meter.share()(at(15_000_000));
         meter.next_file();
         assert_eq!(line(), "3 of 3 files: 25000000 of 25000000 bytes, 12 MB/s, 0s left");
+        // A slow one.
+        for (ms, rate) in [(25_100, "996 KB/s"), (25_000_000, "1 KB/s"), (25_100_000, "996 B/s")] {
+            let line = meter.0.text(ms);
+            assert!(line.ends_with(&format!(" bytes, {rate}, 0s left")), "{line}");
+        }
     }
 }

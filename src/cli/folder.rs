@@ -3,6 +3,8 @@
 use std::fs::{self, ReadDir};
 use std::path::{Path, PathBuf};
 
+use super::files::shown;
+
 /// A regular file in a folder, or a link to one.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Found {
@@ -32,7 +34,7 @@ impl Iterator for Walk {
     type Item = Result<Found, String>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let wrong = |path: &Path, why: &dyn std::fmt::Display| Some(Err(format!("`{}`: {why}", path.display())));
+        let wrong = |path: &Path, why: &dyn std::fmt::Display| Some(Err(format!("`{}`: {why}", shown(path))));
         loop {
             let Some((entries, folder)) = &mut self.reading else {
                 let folder = self.ahead.pop()?;

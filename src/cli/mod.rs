@@ -20,6 +20,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{App, Sources};
+use crate::client::printable;
 use crate::config::Settings;
 use crate::policy::reread::{SettingsFile, warn_if_none};
 use crate::server::{self, Listener};
@@ -121,7 +122,7 @@ impl Failure {
 
     /// The same, as that of one thing of several.
     fn of(self, name: &str) -> Self {
-        Self { message: format!("`{name}`: {}", self.message), ..self }
+        Self { message: format!("`{}`: {}", printable(name), self.message), ..self }
     }
 }
 

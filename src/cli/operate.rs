@@ -1,23 +1,20 @@
 //! `fileaccess revoke`, `inspect` and `signers`: an operator's questions to a
 //! running service.
 
+use std::cell::Cell;
 use std::io::Read as _;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 use serde_json::{Value, json};
-use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::Code;
 
 use super::Failure;
 use super::service::Server;
-use crate::client::Error;
+use crate::client::{Client, Error};
 use crate::pb;
-use crate::pb::file_access_client::FileAccessClient;
 use crate::pb::revoke_request::Target;
 use crate::pb::revoke_response::Outcome;
-
-type Client = FileAccessClient<Channel>;
 
 /// What `fileaccess revoke` is told.
 #[derive(Args)]
@@ -70,11 +67,6 @@ pub(super) struct Inspect {
     server: Server,
 }
 
-/// A status as one line: the code, the reason, and what it says.
-fn failed(status: Status) -> Failure {
-    Error::from(status).into()
-}
-
 fn url_of(text: &str) -> Result<String, Failure> {
     if text != "-" {
         return Ok(text.to_owned());
@@ -113,12 +105,12 @@ pub(super) async fn revoke(ask: Revoke) -> Result<(), Failure> {
         request_id,
         dry_run: true,
     };
-    let mut client = ask.server.connect()?.api();
+    let client = ask.server.connect()?;
     let mut signer = None;
     // What would end is told before it does. An object may have been moved by an
     // earlier attempt, so that there is nothing to tell of it any more.
     if ask.dry_run || object.is_none() {
-        let dry = client.revoke(request.clone()).await.map_err(failed)?.into_inner();
+        let dry = client.ask(&request, |mut api, request| async move { api.revoke(request).await }).await?;
         print_radius(&ask.server, &dry);
         signer = dry.blast_radius.map(|radius| radius.signer);
     }
@@ -126,24 +118,35 @@ pub(super) async fn revoke(ask: Revoke) -> Result<(), Failure> {
         return Ok(());
     }
     let begun = Instant::now();
-    let mut told = 0;
-    let done = loop {
+    let told = Cell::new(0);
+    let attempt = || async {
         let attempt = pb::RevokeRequest { dry_run: false, ..request.clone() };
-        let answer = wait(&ask.server, &mut client, attempt, signer.as_deref(), &mut told).await;
-        match answer {
-            Ok(done) => break done,
-            Err(status) if status.code() == Code::DeadlineExceeded && begun.elapsed() < ask.wait => {}
-            Err(status) if status.code() == Code::DeadlineExceeded => {
-                return Err(Failure::running(format!(
-                    "no proof within {}; the rotation goes on, and --request-id {} waits for it again",
-                    humantime::format_duration(ask.wait),
-                    request.request_id
-                )));
-            }
-            Err(status) => return Err(failed(status)),
+        match wait(&ask.server, &client, attempt, signer.as_deref(), &told).await {
+            Ok(done) => Ok(Some(done)),
+            Err(error) if error.code() == Some(Code::DeadlineExceeded) => Ok(None),
+            Err(error) => Err(error),
         }
     };
-    print_end(&ask.server, &done, told, begun.elapsed());
+    // If a replica dies after it has taken the old key away, another one gives the
+    // signer a new key under an id of its own, and the name stands for that.
+    let is_safe = !(ask.immediate && ask.target.signer.is_some());
+    let done = loop {
+        let answer = if is_safe { client.persist(attempt).await } else { attempt().await };
+        let why = match answer {
+            Ok(Some(done)) => break done,
+            Ok(None) if begun.elapsed() < ask.wait => continue,
+            Ok(None) => format!("no proof within {}", humantime::format_duration(ask.wait)),
+            Err(error) if error.code().is_some() => return Err(error.into()),
+            Err(error) => error.to_string(),
+        };
+        let again = if is_safe {
+            format!("--request-id {} waits for it again", request.request_id)
+        } else {
+            "`fileaccess signers` tells of it; ask again with a URL, not with the signer's name".to_owned()
+        };
+        return Err(Failure::running(format!("{why}; a rotation that has begun goes on: {again}")));
+    };
+    print_end(&ask.server, &done, told.get(), begun.elapsed());
     Ok(())
 }
 
@@ -151,28 +154,28 @@ pub(super) async fn revoke(ask: Revoke) -> Result<(), Failure> {
 /// rotation as it is confirmed. `told` counts what was printed.
 async fn wait(
     server: &Server,
-    client: &mut Client,
+    client: &Client,
     request: pb::RevokeRequest,
     signer: Option<&str>,
-    told: &mut usize,
-) -> Result<pb::RevokeResponse, Status> {
-    let mut watcher = client.clone();
+    told: &Cell<usize>,
+) -> Result<pb::RevokeResponse, Error> {
+    let mut watcher = client.api();
     let mut every = tokio::time::interval(Duration::from_millis(200));
-    let answer = client.revoke(request);
+    let answer = client.call(request, |mut api, request| async move { api.revoke(request).await });
     tokio::pin!(answer);
     loop {
         tokio::select! {
-            answer = &mut answer => return answer.map(tonic::Response::into_inner),
+            answer = &mut answer => return answer,
             _ = every.tick(), if signer.is_some() => {
                 // Whoever may not list signers gets the steps at the end.
                 let Ok(listed) = watcher.list_signers(pb::ListSignersRequest {}).await else { continue };
                 let signers = listed.into_inner().signers;
                 let rotation = signers.into_iter().find(|s| Some(s.name.as_str()) == signer).and_then(|s| s.rotation);
                 let steps = rotation.map(|rotation| rotation.steps).unwrap_or_default();
-                for step in steps.iter().skip(*told) {
+                for step in steps.iter().skip(told.get()) {
                     print_step(server, step);
                 }
-                *told = (*told).max(steps.len());
+                told.set(told.get().max(steps.len()));
             }
         }
     }
@@ -290,7 +293,8 @@ fn print_end(server: &Server, done: &pb::RevokeResponse, told: usize, took: Dura
 /// What the service answers.
 pub(super) async fn inspect(ask: Inspect) -> Result<(), Failure> {
     let request = pb::InspectRequest { url: url_of(&ask.url)? };
-    let found = ask.server.connect()?.api().inspect(request).await.map_err(failed)?.into_inner();
+    let client = ask.server.connect()?;
+    let found = client.ask(&request, |mut api, request| async move { api.inspect(request).await }).await?;
     let state = found.state().as_str_name().trim_start_matches("STATE_").to_owned();
     let lines = [
         ("state", state),
@@ -317,8 +321,10 @@ pub(super) async fn inspect(ask: Inspect) -> Result<(), Failure> {
 /// # Errors
 /// What the service answers.
 pub(super) async fn signers(server: &Server) -> Result<(), Failure> {
-    let listed = server.connect()?.api().list_signers(pb::ListSignersRequest {}).await.map_err(failed)?;
-    for signer in listed.into_inner().signers {
+    let request = pb::ListSignersRequest {};
+    let list =
+        server.connect()?.ask(&request, |mut api, request| async move { api.list_signers(request).await }).await?;
+    for signer in list.signers {
         let kind = signer.kind().as_str_name().trim_start_matches("SIGNER_KIND_").to_lowercase().replace('_', "-");
         let routes: Vec<_> = signer.routes.iter().map(|r| format!("{}/{}", r.bucket, r.prefix)).collect();
         let urls: u64 = signer.urls_out.iter().map(|out| out.urls).sum();

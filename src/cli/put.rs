@@ -1,7 +1,9 @@
 //! `fileaccess put`: files into S3, and what is left of an earlier attempt.
 
 use std::fmt;
-use std::io::{self, Seek as _};
+use std::fs::{OpenOptions, TryLockError};
+use std::io::{self, Read as _, Seek as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -14,12 +16,12 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tonic::Code;
 
-use super::files::{Meter, Parallel, is_folder};
+use super::files::{Meter, Parallel, is_folder, shown};
 use super::folder::{Found, Walk};
 use super::service::Server;
 use super::stored::Stored;
 use super::{Failure, shutdown_signal};
-use crate::client::{Client, Error, OnProgress, Progress, Source, Upload, Uploaded};
+use crate::client::{Client, Error, OnProgress, Progress, Source, Upload, Uploaded, printable};
 
 /// What `fileaccess put` is told.
 #[derive(Args)]
@@ -89,10 +91,10 @@ struct Kept {
     upload_token: String,
 }
 
-/// Where it is kept.
-#[derive(Clone)]
+/// Where it is kept: a file that is ours alone while it is open.
 struct State {
     path: PathBuf,
+    file: std::fs::File,
 }
 
 /// An upload in parts that is open, so that an interrupt can tell of it.
@@ -106,33 +108,72 @@ type Open = Arc<Mutex<Vec<Opened>>>;
 impl State {
     /// The place for an upload of `file` to `key`. None without a folder to keep
     /// things in.
-    fn of(server: &str, file: &Path, bucket: &str, key: &str) -> Option<Self> {
+    fn path(server: &str, file: &Path, bucket: &str, key: &str) -> Option<PathBuf> {
         let folder = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
         let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
         let folder = folder.or_else(home)?.join("fileaccess/uploads");
         let file = file.canonicalize().ok()?;
         let file = file.as_os_str().as_encoded_bytes();
         let name = digest(&[server.as_bytes(), file, bucket.as_bytes(), key.as_bytes()]);
-        Some(Self { path: folder.join(name + ".json") })
+        Some(folder.join(name + ".json"))
+    }
+
+    /// What is kept at `path`, for us alone. If nothing is, it is made, or with
+    /// `make` unset there is none.
+    ///
+    /// # Errors
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) while another process has it, and
+    /// those of the file system.
+    fn open(path: PathBuf, make: bool) -> io::Result<Option<Self>> {
+        if make {
+            std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        }
+        loop {
+            // Only we may read it: the token is good for the upload.
+            let opened = OpenOptions::new().read(true).write(true).create(make).truncate(false).mode(0o600).open(&path);
+            let file = match opened {
+                Err(error) if !make && error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                opened => opened?,
+            };
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
+                // Some network file systems have no locks: then nobody is kept out.
+                Ok(()) | Err(TryLockError::Error(_)) => {}
+            }
+            // Who had it before may have removed it meanwhile.
+            let same = |there: std::fs::Metadata| file.metadata().is_ok_and(|ours| ours.ino() == there.ino());
+            if path.metadata().is_ok_and(same) {
+                return Ok(Some(Self { path, file }));
+            }
+        }
     }
 
     fn read(&self) -> Option<Kept> {
-        serde_json::from_slice(&std::fs::read(&self.path).ok()?).ok()
+        let (mut text, mut file) = (Vec::new(), &self.file);
+        file.rewind().ok()?;
+        file.read_to_end(&mut text).ok()?;
+        serde_json::from_slice(&text).ok()
     }
 
-    /// Only we may read it: the token is good for the upload.
     fn write(&self, kept: &Kept) -> io::Result<()> {
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder)?;
-        let file = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer(&file, kept)?;
-        file.persist(&self.path).map_err(|e| e.error)?;
-        Ok(())
+        let text = serde_json::to_vec(kept)?;
+        self.file.write_all_at(&text, 0)?;
+        self.file.set_len(text.len() as u64)
     }
 
-    fn remove(&self) {
-        // It may have been there never.
-        let _ = std::fs::remove_file(&self.path);
+    /// There is nothing to be gone on with any more.
+    fn clear(&self) {
+        // What can't be cleared is found to be over when it is gone on with.
+        let _ = self.file.set_len(0);
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        if self.file.metadata().is_ok_and(|facts| facts.len() == 0) {
+            // An empty one does no harm.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -197,7 +238,7 @@ async fn work(ask: &Put, client: &Client, open: &Open) -> Result<(), Failure> {
     if ask.recursive {
         let [folder] = files else { return Err(Failure::usage("--recursive takes one folder")) };
         if !folder.is_dir() {
-            return Err(Failure::usage(format!("`{}` is no folder, as --recursive wants it", folder.display())));
+            return Err(Failure::usage(format!("`{}` is no folder, as --recursive wants it", shown(folder))));
         }
         let root = folder.clone();
         let counted = tokio::task::spawn_blocking(move || {
@@ -207,7 +248,7 @@ async fn work(ask: &Put, client: &Client, open: &Open) -> Result<(), Failure> {
         });
         let (count, bytes) = counted.await.map_err(Failure::running)?;
         if count == 0 {
-            return Err(Failure::running(format!("there are no files in `{}`", folder.display())));
+            return Err(Failure::running(format!("there are no files in `{}`", shown(folder))));
         }
         let work = work(Meter::of_files(count, bytes));
         let put = |found: Result<Found, String>| async {
@@ -252,14 +293,14 @@ async fn named(paths: &[PathBuf], prefix: &str) -> Result<Vec<File>, Failure> {
             _ if !is_folder(prefix) => prefix.to_owned(),
             Some(name) => format!("{prefix}{name}"),
             None if is_stdin => return Err(Failure::usage("standard input has no name: the target must be a key")),
-            None => return Err(Failure::usage(format!("`{}` has no name in UTF-8", path.display()))),
+            None => return Err(Failure::usage(format!("`{}` has no name in UTF-8", shown(path)))),
         };
         let file = if is_stdin {
             let source = spool().await?;
             File { size: source.size(), from: Origin::Input(source), key }
         } else {
             if path.is_dir() {
-                return Err(Failure::usage(format!("`{}` is a folder, which needs --recursive", path.display())));
+                return Err(Failure::usage(format!("`{}` is a folder, which needs --recursive", shown(path))));
             }
             File { size: Source::open(path)?.size(), from: Origin::Path(path.clone()), key }
         };
@@ -268,7 +309,7 @@ async fn named(paths: &[PathBuf], prefix: &str) -> Result<Vec<File>, Failure> {
     let mut keys: Vec<_> = files.iter().map(|file| &file.key).collect();
     keys.sort();
     if let Some([twice, _]) = keys.array_windows().find(|[a, b]| a == b) {
-        return Err(Failure::usage(format!("two files would be `{twice}`")));
+        return Err(Failure::usage(format!("two files would be `{}`", printable(twice))));
     }
     Ok(files)
 }
@@ -276,7 +317,7 @@ async fn named(paths: &[PathBuf], prefix: &str) -> Result<Vec<File>, Failure> {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Path(path) => path.display().fmt(f),
+            Self::Path(path) => f.write_str(&shown(path)),
             Self::Input(source) => source.fmt(f),
         }
     }
@@ -321,7 +362,6 @@ impl Work<'_> {
             Origin::Input(source) => (source, None),
         };
         let (source, bucket) = (Arc::new(source), self.bucket);
-        let state = path.as_ref().and_then(|path| State::of(&self.ask.server.server, path, bucket, &key));
         let mut upload = Upload {
             bucket: bucket.to_owned(),
             content_type: self.ask.stored.media_type(path.as_deref().unwrap_or(Path::new(&key))),
@@ -330,8 +370,9 @@ impl Work<'_> {
             key,
             ..self.upload.clone()
         };
+        let state = self.state(&source, path.as_deref(), &upload)?;
         let stored = digest(&[&upload.constraints().encode_to_vec()]);
-        upload.resume = self.earlier(&source, &stored, state.as_ref()).await;
+        upload.resume = self.earlier(&source, &stored, state.as_deref()).await;
         if self.ask.resume
             && upload.resume.is_none()
             && let Some(there) = self.client.is_there(Arc::clone(&source), &upload).await?
@@ -343,7 +384,7 @@ impl Work<'_> {
         let kept = state.as_ref().zip(path.and_then(|path| path.canonicalize().ok())).map(|(state, file)| {
             let (size, modified) = (source.size(), since_epoch(source.modified()));
             let (bucket, key, upload_token) = (upload.bucket.clone(), upload.key.clone(), String::new());
-            (state.clone(), Kept { bucket, key, file, size, modified, stored, upload_token })
+            (Arc::clone(state), Kept { bucket, key, file, size, modified, stored, upload_token })
         });
         let upload = upload.on_start(self.started(kept, Arc::clone(&token)));
         let mut done = self.client.upload(Arc::clone(&source), upload.clone()).await;
@@ -365,7 +406,7 @@ impl Work<'_> {
             && done.as_ref().err().is_none_or(Error::is_final)
         {
             if let Some(state) = &state {
-                state.remove();
+                state.clear();
             }
             self.opened().retain_mut(|opened| {
                 // What can't be gone on with is given up by whoever clears up.
@@ -377,12 +418,33 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// What is kept of an upload of this file, and will be if it goes in parts.
+    fn state(&self, source: &Source, path: Option<&Path>, upload: &Upload) -> Result<Option<Arc<State>>, Failure> {
+        let of = |path| State::path(&self.ask.server.server, path, self.bucket, &upload.key);
+        let Some(path) = path.and_then(of) else { return Ok(None) };
+        let in_parts = source.size() > upload.single_bytes();
+        match State::open(path, in_parts) {
+            Ok(state) => Ok(state.map(Arc::new)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let key = printable(&upload.key);
+                Err(Failure::running(format!("another `put` is sending it to `{}/{key}`; wait for that", self.bucket)))
+            }
+            Err(error) => {
+                if in_parts {
+                    let why = format!("fileaccess: `{source}`: the upload can't be resumed later: {error}");
+                    self.meter.aside(|| eprintln!("{why}"));
+                }
+                Ok(None)
+            }
+        }
+    }
+
     fn opened(&self) -> MutexGuard<'_, Vec<Opened>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes the token of an upload in parts, and keeps it for `--resume`.
-    fn started(&self, kept: Option<(State, Kept)>, token: Arc<Mutex<Option<String>>>) -> impl Fn(&str) + use<> {
+    fn started(&self, kept: Option<(Arc<State>, Kept)>, token: Arc<Mutex<Option<String>>>) -> impl Fn(&str) + use<> {
         let open = Arc::clone(self.open);
         move |upload_token: &str| {
             let kept = kept
@@ -423,7 +485,7 @@ impl Work<'_> {
         if let Err(error) = self.client.abort(&kept.upload_token).await {
             tell(format!("it could not be: {error}"));
         }
-        state.remove();
+        state.clear();
         None
     }
 }
@@ -458,7 +520,7 @@ fn print(server: &Server, bucket: &str, key: &str, done: &Uploaded) {
                 (sent, 0) => format!("  {sent} parts"),
                 (sent, found) => format!("  {sent} parts, {found} were there"),
             };
-            format!("{bucket}/{key}  {size} bytes  {checksum}{parts}")
+            format!("{bucket}/{}  {size} bytes  {checksum}{parts}", printable(key))
         },
     );
 }

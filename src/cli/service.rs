@@ -41,6 +41,7 @@ impl Server {
             address: self.server.clone(),
             ca: self.ca.clone(),
             identity: self.certificate.clone().zip(self.key.clone()),
+            ..client::Server::default()
         };
         Ok(Client::connect(&server)?)
     }

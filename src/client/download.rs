@@ -30,7 +30,8 @@ pub struct Download {
     pub bucket: String,
     /// The key.
     pub key: String,
-    /// Whether a file that is there may be replaced.
+    /// Whether a regular file that is there may be replaced, by one of the same
+    /// mode. Nothing else is.
     pub overwrite: bool,
     /// See [`Download::on_progress`].
     pub progress: Option<OnProgress>,
@@ -64,7 +65,8 @@ pub struct Downloaded {
     /// Its size in bytes.
     pub size: u64,
     /// Its checksum, which was verified: the algorithm, `:`, and hexadecimal
-    /// digits. None: S3 has none of the whole object, and only the size was
+    /// digits. None: S3 has none of the whole object, but of its parts at most (a
+    /// composite one, as SHA-256 of uploads in parts is), and only the size was
     /// verified.
     pub checksum: Option<String>,
 }
@@ -72,6 +74,8 @@ pub struct Downloaded {
 /// An object that is fetched.
 struct Object<'a> {
     ask: &'a Download,
+    /// What the bytes are written to, for messages.
+    out: String,
     size: u64,
     etag: String,
     /// As S3 has it.
@@ -117,14 +121,14 @@ impl Client {
     ///
     /// # Errors
     /// What the service or S3 answers; [`Error::File`] if there is such a file
-    /// and it may not be replaced; [`Error::Changed`] if the object was replaced
-    /// meanwhile; [`Error::Corrupt`].
+    /// and it may not be replaced ([`AlreadyExists`](io::ErrorKind::AlreadyExists)),
+    /// or something that is no regular file
+    /// ([`InvalidInput`](io::ErrorKind::InvalidInput)); [`Error::Changed`] if the
+    /// object was replaced meanwhile; [`Error::Corrupt`].
     pub async fn download(&self, ask: &Download, target: &Path) -> Result<Downloaded, Error> {
         let failed = |e| Error::file(target.display(), e);
-        if !ask.overwrite && target.symlink_metadata().is_ok() {
-            return Err(failed(io::ErrorKind::AlreadyExists.into()));
-        }
-        let object = self.look(ask).await?;
+        let before = replaceable(target, ask.overwrite).map_err(failed)?;
+        let object = self.look(ask, target.display()).await?;
         let name = target.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?.to_string_lossy();
         // A name that is long already may have no room for more.
         let name: String = name.chars().take(40).collect();
@@ -132,10 +136,13 @@ impl Client {
         let file = tempfile::Builder::new()
             .prefix(&format!(".{name}."))
             .suffix(".part")
-            // As the umask has it, like any new file.
-            .permissions(Permissions::from_mode(0o666))
+            // A new one is as the umask has it.
+            .permissions(before.clone().unwrap_or(Permissions::from_mode(0o666)))
             .tempfile_in(folder)
             .map_err(failed)?;
+        if let Some(before) = before {
+            file.as_file().set_permissions(before).map_err(failed)?;
+        }
         let sink = At(Arc::new(file.as_file().try_clone().map_err(failed)?));
         let range = |from| {
             let (object, sink) = (&object, sink.clone());
@@ -153,6 +160,8 @@ impl Client {
             .await?;
         let sum = object.whole(sums, &sink.0).await.map_err(failed)?;
         let done = object.verified(sum)?;
+        // Once more: it took its time.
+        replaceable(target, ask.overwrite).map_err(failed)?;
         let kept = if ask.overwrite { file.persist(target) } else { file.persist_noclobber(target) };
         kept.map_err(|e| failed(e.error))?;
         Ok(done)
@@ -165,7 +174,7 @@ impl Client {
     /// # Errors
     /// As [`Client::download`].
     pub async fn download_to<W: Write + Send + 'static>(&self, ask: &Download, out: W) -> Result<Downloaded, Error> {
-        let object = self.look(ask).await?;
+        let object = self.look(ask, "output").await?;
         let out = Arc::new(std::sync::Mutex::new(out));
         let sum = Sum::new(object.algorithm.unwrap_or(Algorithm::Crc64Nvme));
         let sum = if object.size == 0 {
@@ -176,17 +185,18 @@ impl Client {
         out.lock()
             .map_err(|_| io::Error::other("a write has failed"))
             .and_then(|mut out| out.flush())
-            .map_err(|e| Error::file("output", e))?;
+            .map_err(|e| Error::file(&object.out, e))?;
         object.verified(object.algorithm.map(|_| sum))
     }
 
-    async fn look<'a>(&self, ask: &'a Download) -> Result<Object<'a>, Error> {
+    async fn look<'a>(&self, ask: &'a Download, out: impl fmt::Display) -> Result<Object<'a>, Error> {
         let facts = self.persist(|| self.stat(&ask.bucket, &ask.key)).await?;
         let size = unsigned(facts.size)?;
         let checksum = facts.checksum.and_then(|checksum| checksum.value);
         let algorithm = checksum.as_ref().map(Algorithm::of);
         let meter = Meter::new(size, ask.progress.clone());
-        Ok(Object { ask, size, etag: facts.etag, checksum, algorithm, signed: Mutex::default(), meter })
+        let (out, etag, signed) = (out.to_string(), facts.etag, Mutex::default());
+        Ok(Object { ask, out, size, etag, checksum, algorithm, signed, meter })
     }
 
     /// Fetches the bytes from `from` to before `end`; after a broken connection it
@@ -260,7 +270,7 @@ impl Client {
                     Ok((summed, bytes))
                 });
                 let written = write.await.map_err(io::Error::other).flatten();
-                (*sum, bytes) = written.map_err(|e| Error::file("output", e))?;
+                (*sum, bytes) = written.map_err(|e| Error::file(&object.out, e))?;
                 *at += len;
                 object.meter.add(len);
             }
@@ -284,6 +294,21 @@ impl Client {
         let signed = Arc::new(self.presign(&object.ask.bucket, &object.ask.key, None, download).await?);
         *kept = Some(Arc::clone(&signed));
         Ok(signed)
+    }
+}
+
+/// Whether what is at `target`, if anything, may be replaced; and the permissions
+/// that it has.
+fn replaceable(target: &Path, overwrite: bool) -> io::Result<Option<Permissions>> {
+    match target.metadata() {
+        // To rename over a device would be the end of it.
+        Ok(facts) if !facts.is_file() => Err(io::Error::new(io::ErrorKind::InvalidInput, "no regular file")),
+        Ok(_) if !overwrite => Err(io::ErrorKind::AlreadyExists.into()),
+        Ok(facts) => Ok(Some(Permissions::from_mode(facts.permissions().mode() & 0o777))),
+        // A link to nothing.
+        Err(_) if !overwrite && target.symlink_metadata().is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
+        // What can't be looked at can't be written beside either.
+        Err(_) => Ok(None),
     }
 }
 

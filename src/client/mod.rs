@@ -59,6 +59,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt as _;
 
+use crate::object::Lifetime;
 use crate::pb;
 use crate::pb::file_access_client::FileAccessClient;
 use crate::pb::presign_request::Operation;
@@ -78,6 +79,8 @@ const ATTEMPTS: u32 = 8;
 /// long, and none longer than [`MAX_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// How often a call is tried of a service that has never answered.
+const FIRST_ATTEMPTS: u32 = 3;
 
 /// Where the service is, and how it knows us.
 #[derive(Clone, Debug)]
@@ -89,12 +92,17 @@ pub struct Server {
     pub ca: Option<PathBuf>,
     /// With https: the PEM file of our own certificate, and that of its key.
     pub identity: Option<(PathBuf, PathBuf)>,
+    /// How long the service may give no sign of life while a call waits for its
+    /// answer: at least 1 s. Half of that after its last one it is pinged (RFC
+    /// 9113, section 6.7), so that a call may take as long as it needs to.
+    pub patience: Duration,
 }
 
 impl Default for Server {
-    /// Where `fileaccess dev` listens.
+    /// Where `fileaccess dev` listens, with a patience of 20 s.
     fn default() -> Self {
-        Self { address: "http://127.0.0.1:50051".to_owned(), ca: None, identity: None }
+        let address = "http://127.0.0.1:50051".to_owned();
+        Self { address, ca: None, identity: None, patience: Duration::from_secs(20) }
     }
 }
 
@@ -122,7 +130,7 @@ pub enum Error {
     #[error("the connection to S3 failed: {0}")]
     Connection(String),
     /// A file can't be read or written.
-    #[error("`{path}`: {error}")]
+    #[error("`{}`: {error}", printable(.path))]
     File {
         /// Which.
         path: String,
@@ -131,10 +139,10 @@ pub enum Error {
     },
     /// The source was written to meanwhile, so that what was sent or fetched may
     /// be a mixture.
-    #[error("`{0}` was changed meanwhile")]
+    #[error("`{}` was changed meanwhile", printable(.0))]
     Changed(String),
     /// What arrived is not what was sent.
-    #[error("`{what}`: the checksum is {found}, and should be {expected}")]
+    #[error("`{}`: the checksum is {found}, and should be {expected}", printable(.what))]
     Corrupt {
         /// The file or object.
         what: String,
@@ -158,7 +166,12 @@ fn told(status: &Status) -> String {
         return format!("the service can't be reached: {}", chain(source));
     }
     let reason = details.error_info().map(|info| format!(" ({})", info.reason)).unwrap_or_default();
-    format!("{:?}{reason}: {}", status.code(), status.message())
+    format!("{:?}{reason}: {}", status.code(), printable(status.message()))
+}
+
+/// A name, without what would move a terminal's cursor or end the line.
+pub(crate) fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 impl From<Status> for Error {
@@ -195,6 +208,7 @@ impl Error {
     #[must_use]
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Changed(_) | Self::Corrupt { .. })
+            || matches!(self, Self::S3 { code, .. } if code == "NoSuchUpload")
             || matches!(
                 self.reason().as_deref(),
                 Some(
@@ -205,6 +219,16 @@ impl Error {
                         | "INVALID_UPLOAD_TOKEN"
                 )
             )
+    }
+
+    /// Whether the service was there, and the connection to it broke.
+    fn is_broken(&self) -> bool {
+        let Self::Service(status) = self else { return false };
+        let of = |error: &(dyn std::error::Error + 'static)| {
+            // One that gives no sign of life has had its time.
+            error.downcast_ref::<hyper::Error>().is_some_and(|error| !error.is_timeout())
+        };
+        std::iter::successors(std::error::Error::source(status.as_ref()), |error| error.source()).any(of)
     }
 
     /// How often this may be tried in all, and the least wait before the next time.
@@ -306,7 +330,9 @@ impl Client {
         };
         let wrong = |e: &dyn fmt::Display| Error::Settings(format!("server `{}`: {e}", server.address));
         let mut endpoint = Endpoint::from_shared(address.clone()).map_err(|e| wrong(&e))?;
-        endpoint = endpoint.connect_timeout(Duration::from_secs(5));
+        let half = server.patience.max(Duration::from_secs(1)) / 2;
+        endpoint =
+            endpoint.connect_timeout(Duration::from_secs(5)).http2_keep_alive_interval(half).keep_alive_timeout(half);
         if address.starts_with("https:") {
             let read =
                 |path: &PathBuf| std::fs::read(path).map_err(|e| Error::Settings(format!("`{}`: {e}", path.display())));
@@ -337,7 +363,8 @@ impl Client {
         self.api.clone()
     }
 
-    /// One presigned request.
+    /// One presigned request, that lives for `ttl`: 1 second to 7 days, in whole
+    /// seconds. None: the service's default.
     ///
     /// # Errors
     /// What the service answers.
@@ -348,12 +375,11 @@ impl Client {
         ttl: Option<Duration>,
         operation: Operation,
     ) -> Result<pb::PresignResponse, Error> {
-        let request = pb::PresignRequest {
-            bucket: bucket.to_owned(),
-            key: key.to_owned(),
-            ttl: ttl.map(seconds),
-            operation: Some(operation),
-        };
+        // What is no whole number of seconds is the service's to refuse.
+        let ttl = ttl.map(prost_types::Duration::try_from).transpose();
+        let ttl = ttl.map_err(|_| Error::Settings(format!("ttl must {}", Lifetime::WANT)))?;
+        let (bucket, key) = (bucket.to_owned(), key.to_owned());
+        let request = pb::PresignRequest { bucket, key, ttl, operation: Some(operation) };
         self.call(request, |mut api, request| async move { api.presign(request).await }).await
     }
 
@@ -402,7 +428,25 @@ impl Client {
         .await
     }
 
-    async fn call<Q, T, F>(&self, request: Q, ask: impl FnOnce(FileAccessClient<Channel>, Q) -> F) -> Result<T, Error>
+    /// Asks what may be asked twice.
+    pub(crate) async fn ask<Q, T, F>(
+        &self,
+        request: &Q,
+        ask: impl Fn(FileAccessClient<Channel>, Q) -> F,
+    ) -> Result<T, Error>
+    where
+        Q: Clone,
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.persist(|| self.call(request.clone(), &ask)).await
+    }
+
+    /// Asks once.
+    pub(crate) async fn call<Q, T, F>(
+        &self,
+        request: Q,
+        ask: impl FnOnce(FileAccessClient<Channel>, Q) -> F,
+    ) -> Result<T, Error>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
@@ -415,7 +459,7 @@ impl Client {
 
     /// Tries again what may go well another time, with pauses that get longer and
     /// that chance makes unequal.
-    async fn persist<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, Error>
+    pub(crate) async fn persist<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
@@ -426,9 +470,12 @@ impl Client {
                 Err(error) => error,
             };
             tried += 1;
-            let Some((most, least)) = error.again().filter(|(most, _)| tried < *most) else { return Err(error) };
+            let Some((mut most, least)) = error.again() else { return Err(error) };
             if matches!(error, Error::Service(_)) && !self.reached.load(Ordering::Relaxed) {
-                // A wrong address rather than a broken connection.
+                // It may be a wrong address rather than a broken connection.
+                most = if error.is_broken() { FIRST_ATTEMPTS } else { 1 };
+            }
+            if tried >= most {
                 return Err(error);
             }
             let pause = MAX_PAUSE.min(PAUSE * 2_u32.pow(tried - 1)).mul_f64(rand::random());
@@ -436,10 +483,6 @@ impl Client {
             tokio::time::sleep(least + pause).await;
         }
     }
-}
-
-fn seconds(time: Duration) -> prost_types::Duration {
-    prost_types::Duration { seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), nanos: 0 }
 }
 
 /// For the wire, which counts bytes in signed numbers.

@@ -117,7 +117,7 @@ impl Upload {
     }
 
     /// Up to which size it is one request.
-    fn single_bytes(&self) -> u64 {
+    pub(crate) fn single_bytes(&self) -> u64 {
         self.part_size.unwrap_or_default().max(SINGLE_BYTES)
     }
 }

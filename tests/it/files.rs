@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use fileaccess::app::{App, KeySource, Sources};
+use fileaccess::client::{Client, Server};
 use fileaccess::config::{AuditSettings, Listen, Settings};
 use fileaccess::ops::upload_token::TokenKey;
 use fileaccess::server::{self, Listener};
@@ -40,6 +41,8 @@ pub fn cases() -> Vec<Case> {
         a_file_that_fails_does_not_stop_the_others,
         a_put_killed_when_it_was_complete_sends_nothing_again,
         keys_that_are_no_files_of_one_folder_are_refused,
+        an_upload_that_somebody_else_ended_is_over,
+        a_checksum_of_parts_only_is_told,
     ]
 }
 
@@ -58,6 +61,12 @@ pub fn embedded_cases() -> Vec<Case> {
         an_interrupted_folder_is_gone_on_with,
         what_goes_wrong_is_told_and_nothing_is_overwritten,
         memory_does_not_grow_with_the_file,
+        only_regular_files_are_replaced_and_keep_their_mode,
+        a_file_that_can_not_be_written_is_named,
+        names_do_not_move_the_cursor,
+        two_puts_of_one_file_do_not_disturb_each_other,
+        a_service_that_gives_no_sign_of_life_is_told,
+        a_life_in_fractions_of_seconds_is_refused,
     ]
 }
 
@@ -142,6 +151,16 @@ impl Desk {
 
     async fn run(&self, arguments: &[&str]) -> Output {
         end(self.start(arguments)).await
+    }
+
+    /// After what a shell is told first.
+    async fn limited(&self, limit: &str, arguments: &[&str]) -> Output {
+        let plain = self.command(arguments);
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &format!("{limit} && exec \"$@\""), "sh"]).arg(plain.get_program()).args(plain.get_args());
+        limited.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        limited.current_dir(self.folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        end(limited.spawn().unwrap()).await
     }
 
     /// What it prints when all goes well.
@@ -575,6 +594,9 @@ async fn what_goes_wrong_is_told_and_nothing_is_overwritten(backend: Backend) {
         &["get", "-r", "files/", "small"],
         &["rm", "-r", "files/one"],
         &["rm", "files/"],
+        &["get", "-r", "files/", "/dev/null"],
+        &["url", "files/small", "--ttl", "0s"],
+        &["url", "files/small", "--ttl", "8d"],
     ] {
         said(desk.run(usage).await, 64);
     }
@@ -921,12 +943,7 @@ async fn more_files_than_can_be_open(backend: Backend) {
     let mut named = vec!["put"];
     named.extend(files.iter().map(String::as_str).chain(["files/named/"]));
     for arguments in [&named[..], &["put", "-r", "dir", "files/in/"], &["get", "-r", "files/in/", "back"]] {
-        let plain = desk.command(arguments);
-        let mut limited = Command::new("sh");
-        limited.args(["-c", "ulimit -n 40 && exec \"$@\"", "sh"]).arg(plain.get_program()).args(plain.get_args());
-        limited.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        limited.current_dir(desk.folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let output = end(limited.spawn().unwrap()).await;
+        let output = desk.limited("ulimit -n 40", arguments).await;
         let lines = String::from_utf8_lossy(&output.stdout).lines().count();
         said(output, 0);
         assert_eq!(lines, 100, "{}", arguments.last().unwrap());
@@ -984,7 +1001,7 @@ async fn peak(mut child: Child) -> u64 {
             assert!(status.success(), "{status}");
             return peak;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -998,4 +1015,187 @@ async fn memory_does_not_grow_with_the_file(backend: Backend) {
     assert_eq!(std::fs::metadata(desk.path("back")).unwrap().len(), 512 * MIB);
     assert!(put > 0 && put < 96 << 10, "put: {put} KiB");
     assert!(get > 0 && get < 96 << 10, "get: {get} KiB");
+}
+
+async fn an_upload_that_somebody_else_ended_is_over(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    desk.file("big", 40 * MIB);
+    let release = desk.hold_after_two_parts();
+    let put = desk.start(&["put", "big", "files/big"]);
+    desk.two_parts().await;
+    let s3 = desk.stage.s3(desk.credentials.clone());
+    let open = s3.list_multipart_uploads().bucket(&desk.stage.bucket).send().await.unwrap();
+    let id = open.uploads()[0].upload_id().unwrap();
+    s3.abort_multipart_upload().bucket(&desk.stage.bucket).key("big").upload_id(id).send().await.unwrap();
+    release.send_replace(true);
+    let told = said(end(put).await, 1);
+    assert!(told.contains("`big`: S3 answers 404 NoSuchUpload"), "{told}");
+    assert!(!told.contains("--resume") && !told.contains("S3 keeps"), "there is nothing left: {told}");
+    assert!(desk.kept().is_empty());
+}
+
+async fn a_checksum_of_parts_only_is_told(backend: Backend) {
+    use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
+    let desk = Desk::new(backend).await;
+    let (s3, bucket) = (desk.stage.s3(desk.credentials.clone()), &desk.stage.bucket);
+    let sha256 = ChecksumAlgorithm::Sha256;
+    let begun = s3.create_multipart_upload().bucket(bucket).key("parts").checksum_algorithm(sha256.clone());
+    let id = begun.send().await.unwrap().upload_id.unwrap();
+    let body = aws_sdk_s3::primitives::ByteStream::from_static(b"in one part");
+    let part = s3.upload_part().bucket(bucket).key("parts").upload_id(&id).part_number(1).checksum_algorithm(sha256);
+    let part = part.body(body).send().await.unwrap();
+    let part =
+        CompletedPart::builder().part_number(1).set_e_tag(part.e_tag).set_checksum_sha256(part.checksum_sha256).build();
+    let parts = CompletedMultipartUpload::builder().parts(part).build();
+    let done = s3.complete_multipart_upload().bucket(bucket).key("parts").upload_id(&id).multipart_upload(parts);
+    done.send().await.unwrap();
+    let told = desk.ok(&["get", "files/parts"]).await;
+    assert_eq!(told, "parts  11 bytes  only the size was verified: S3 has no checksum of the whole\n");
+    assert_eq!(desk.json(&["get", "files/parts", "again"]).await["checksum"], Value::Null);
+}
+
+async fn only_regular_files_are_replaced_and_keep_their_mode(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    desk.plant("small", "new").await;
+    assert!(Command::new("mkfifo").arg(desk.path("pipe")).status().unwrap().success());
+    std::os::unix::fs::symlink("pipe", desk.path("link")).unwrap();
+    std::fs::create_dir_all(desk.path("dir/small")).unwrap();
+    for target in ["pipe", "link"] {
+        for force in [&["--force"][..], &[]] {
+            let told = desk.fails(&[&["get", "files/small", target], force].concat()).await;
+            let right = format!("`{target}` must be a regular file, or not be there: `get files/small - > {target}`");
+            assert!(told.contains(&right), "{told}");
+            assert!(!desk.path("pipe").metadata().unwrap().is_file(), "{target} was replaced");
+        }
+    }
+    let told = desk.fails(&["get", "files/small", "/dev/null"]).await;
+    assert!(told.contains("`/dev/null` must be a regular file") && !told.contains("--force"), "{told}");
+    let told = desk.fails(&["get", "files/small", "dir", "--force"]).await;
+    assert!(told.contains("`dir/small` is a folder: it must be a file"), "{told}");
+    assert_eq!(names(&desk.path("dir")), ["small"], "nothing else is left");
+
+    // More than a umask would leave, and less.
+    for mode in [0o666, 0o600, 0o400, 0o751] {
+        std::fs::remove_file(desk.path("mine")).ok();
+        std::fs::write(desk.path("mine"), "old").unwrap();
+        std::fs::set_permissions(desk.path("mine"), std::fs::Permissions::from_mode(mode)).unwrap();
+        desk.ok(&["get", "files/small", "mine", "--force"]).await;
+        assert_eq!(std::fs::read(desk.path("mine")).unwrap(), b"new");
+        assert_eq!(desk.path("mine").metadata().unwrap().permissions().mode() & 0o7777, mode, "{mode:o}");
+    }
+}
+
+async fn a_file_that_can_not_be_written_is_named(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    desk.file("big", 2 * MIB);
+    desk.ok(&["put", "big", "files/"]).await;
+    // As on a full disk.
+    let told = said(desk.limited("trap '' XFSZ && ulimit -f 64", &["get", "files/big", "back"]).await, 1);
+    assert!(told.contains("`back`: File too large"), "{told}");
+    assert!(!names(desk.folder.path()).iter().any(|name| name.contains("back")), "nothing is left");
+    let mut get = desk.command(&["get", "files/big", "-"]);
+    get.stdout(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap()).stderr(Stdio::piped());
+    let told = said(end(get.spawn().unwrap()).await, 1);
+    assert!(told.contains("standard output: No space left"), "{told}");
+}
+
+async fn names_do_not_move_the_cursor(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    let name = "a\nb\x1b[31mc\u{9b}d";
+    let shown = "a\u{fffd}b\u{fffd}[31mc\u{fffd}d";
+    std::fs::create_dir(desk.path("dir")).unwrap();
+    desk.file(name, 10);
+    desk.file(&format!("dir/{name}"), 10);
+    std::os::unix::fs::symlink("/", desk.path("dir").join("\x1b")).unwrap();
+    desk.ok(&["put", name, "files/x"]).await;
+    let got = desk.ok(&["get", "files/x", name, "--force"]).await;
+    assert!(got.starts_with(&format!("{shown}  10 bytes")), "{got:?}");
+    desk.relay.judge(|seen| async move { if seen.method == "PUT" { Fate::Status(400) } else { Fate::Pass } });
+    let missing = format!("{name}?");
+    for (arguments, code, part) in [
+        (&["get", "files/x", name][..], 1, shown),
+        (&["put", name, "files/x"], 1, shown),
+        (&["put", name, "files/"], 1, "control"),
+        (&["put", &missing, "files/x"], 1, shown),
+        (&["put", "-r", "dir", "files/"], 1, "`dir/\u{fffd}`: a link to a folder"),
+        (&["put", "-r", name, "files/"], 64, shown),
+    ] {
+        let told = said(desk.run(arguments).await, code);
+        assert!(told.contains(part), "{told:?}");
+        assert!(!told.replace('\n', "").chars().any(char::is_control), "{told:?}");
+        assert!(told.lines().all(|line| line.starts_with("fileaccess: ")), "{told:?}");
+    }
+}
+
+async fn two_puts_of_one_file_do_not_disturb_each_other(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    let file = desk.file("big", 40 * MIB);
+    let release = desk.hold_after_two_parts();
+    let first = desk.start(&["put", "big", "files/big"]);
+    desk.two_parts().await;
+    for option in [&[][..], &["--resume"]] {
+        // One that sent something would be held too.
+        let second = [&["put", "big", "files/big"], option].concat();
+        let told = tokio::time::timeout(Duration::from_mins(1), desk.fails(&second)).await.expect("an end");
+        assert!(told.contains("`big`: another `put` is sending it to `files/big`; wait for that"), "{told}");
+    }
+    assert_eq!((desk.kept().len(), desk.open_uploads().await), (1, 1), "that of the first");
+    release.send_replace(true);
+    said(end(first).await, 0);
+    assert!(desk.kept().is_empty());
+    desk.ok(&["get", "files/big", "back"]).await;
+    assert_eq!(sha256(&desk.path("back")), sha256(&file));
+    // One after the other is fine, and so is where nothing can be kept.
+    desk.ok(&["put", "big", "files/big"]).await;
+    std::fs::remove_dir_all(desk.path("state")).unwrap();
+    std::fs::write(desk.path("state"), "no folder").unwrap();
+    let told = said(desk.run(&["put", "big", "files/big"]).await, 0);
+    assert!(told.contains("`big`: the upload can't be resumed later: "), "{told}");
+}
+
+async fn a_service_that_gives_no_sign_of_life_is_told(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    desk.plant("small", "small").await;
+    // The system takes connections, and nobody speaks on them.
+    let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", mute.local_addr().unwrap());
+    let url = desk.start(&["url", "files/small", "--server", &address]);
+
+    let impatient = Server { patience: Duration::from_secs(1), ..Server::default() };
+    let client = Client::connect(&Server { address: address.clone(), ..impatient.clone() }).unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(15), client.stat("files", "small")).await;
+    let told = answer.expect("an end").unwrap_err().to_string();
+    assert!(told.starts_with("the service can't be reached: ") && told.contains("keep-alive timed out"), "{told}");
+
+    // One that lives may take its time.
+    let begun = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&begun);
+    desk.relay.judge(move |seen| {
+        if seen.method == "HEAD" {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        async {
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            Fate::Pass
+        }
+    });
+    let client = Client::connect(&Server { address: desk.server.clone(), ..impatient }).unwrap();
+    assert_eq!(client.stat("files", "small").await.unwrap().size, 5);
+    assert_eq!(begun.load(Ordering::Relaxed), 1, "it was asked once");
+
+    let url = tokio::time::timeout(Duration::from_mins(1), end(url)).await.expect("an end");
+    let told = said(url, 1);
+    assert!(told.contains("the service can't be reached: ") && told.contains("keep-alive timed out"), "{told}");
+}
+
+async fn a_life_in_fractions_of_seconds_is_refused(backend: Backend) {
+    let desk = Desk::new(backend).await;
+    let told = said(desk.run(&["url", "files/small", "--ttl", "1500ms"]).await, 64);
+    assert!(told.contains("'1500ms' for '--ttl <DURATION>': must be 1 second to 7 days, in whole seconds"), "{told}");
+    desk.ok(&["url", "files/small", "--ttl", "1500ms 500ms"]).await;
+    let client = Client::connect(&Server { address: desk.server.clone(), ..Server::default() }).unwrap();
+    let operation = fileaccess::pb::presign_request::Operation::Download(fileaccess::pb::Download::default());
+    let ttl = Some(Duration::from_millis(1500));
+    let refused = client.presign("files", "small", ttl, operation).await.unwrap_err();
+    assert_eq!(refused.reason().as_deref(), Some("INVALID_FIELD"), "{refused}");
 }

@@ -2,9 +2,14 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fileaccess::pb::file_access_client::FileAccessClient;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::Endpoint;
 
 use crate::binary::{Running, fileaccess, free_port};
@@ -17,6 +22,7 @@ pub fn cases() -> Vec<Case> {
         a_leak_is_ended_from_the_command_line,
         what_goes_wrong_is_told_with_an_exit_code,
         what_is_done_counts_also_if_nobody_hears_of_it,
+        a_connection_that_breaks_is_made_again_where_that_is_safe,
     ]
 }
 
@@ -101,6 +107,93 @@ async fn what_goes_wrong_is_told_with_an_exit_code(_: Backend) {
     }
     let (status, said) = code(&["signers", "--server", "http://127.0.0.1:9"]);
     assert!(status == Some(1) && said.contains("can't be reached"), "{said}");
+}
+
+/// Passes connections on to a service, and cuts some of them.
+struct Wire {
+    server: String,
+    /// How many there have been.
+    connections: Arc<AtomicUsize>,
+}
+
+impl Wire {
+    /// To the service at `to`. `cut` says at which call the connection of that
+    /// number is cut, both from 1.
+    async fn start(to: &str, cut: fn(usize) -> Option<usize>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        let (to, connections) = (to.trim_start_matches("http://").to_owned(), Arc::<AtomicUsize>::default());
+        let count = Arc::clone(&connections);
+        tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let cut = cut(count.fetch_add(1, Ordering::Relaxed) + 1);
+                let service = TcpStream::connect(&to).await.unwrap();
+                tokio::spawn(async move {
+                    let (mut asked, mut told) = client.into_split();
+                    let (mut answered, mut passed) = service.into_split();
+                    tokio::select! {
+                        // They fail when either side has gone.
+                        _ = pass_on(&mut asked, &mut passed, cut) => {}
+                        _ = tokio::io::copy(&mut answered, &mut told) => {}
+                    }
+                });
+            }
+        });
+        Self { server, connections }
+    }
+}
+
+/// Until the call of that number is asked for.
+async fn pass_on(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, cut: Option<usize>) -> std::io::Result<()> {
+    let mut said = Vec::new();
+    let mut sent = 0;
+    while from.read_buf(&mut said).await? > 0 {
+        if cut.is_some_and(|cut| calls(&said) >= cut) {
+            return Ok(());
+        }
+        to.write_all(&said[sent..]).await?;
+        sent = said.len();
+    }
+    Ok(())
+}
+
+/// How many calls a client of HTTP/2 has begun: its HEADERS frames, after the
+/// preface (RFC 9113, sections 3.4 and 4.1).
+fn calls(said: &[u8]) -> usize {
+    let (mut frames, mut calls) = (said.get(24..).unwrap_or_default(), 0);
+    while let [a, b, c, kind, ..] = *frames {
+        calls += usize::from(kind == 1);
+        let len = u32::from_be_bytes([0, a, b, c]) as usize;
+        frames = frames.get(9 + len..).unwrap_or_default();
+    }
+    calls
+}
+
+async fn a_connection_that_breaks_is_made_again_where_that_is_safe(_: Backend) {
+    let (_dev, server, url) = dev().await;
+    for arguments in [&["inspect", &url][..], &["signers"], &["url", "demo/secret-recipe.txt"]] {
+        let wire = Wire::start(&server, |connection| (connection == 1).then_some(1)).await;
+        run(&wire.server, arguments).await;
+        assert_eq!(wire.connections.load(Ordering::Relaxed), 2, "{arguments:?}");
+    }
+
+    // Told what ends, asked for it, and looked at how it goes.
+    let wire = Wire::start(&server, |connection| (connection == 1).then_some(4)).await;
+    let told = lines(&run(&wire.server, &["revoke", &url, "--json"]).await);
+    assert!(told.last().unwrap()["confirmed_at"].is_string(), "{told:?}");
+    let steps: Vec<_> = told.iter().filter_map(|line| line["step"].as_str()).collect();
+    assert_eq!(steps, ["created", "accepted", "promoted", "deactivated", "refused", "deleted"], "each once");
+    assert!(wire.connections.load(Ordering::Relaxed) > 1);
+    let signers = lines(&run(&server, &["signers", "--json"]).await);
+    assert_eq!(signers[0]["generation"], "2", "it was one rotation");
+
+    // The name may stand for another key by the second time.
+    let wire = Wire::start(&server, |connection| Some(if connection == 1 { 2 } else { 1 })).await;
+    let ended = output(operator(&wire.server, &["revoke", "--signer", "main", "--immediate"])).await;
+    let said = ended.unwrap_err();
+    assert!(said.contains("can't be reached") && said.contains("with a URL, not with the signer's name"), "{said}");
+    assert!(wire.connections.load(Ordering::Relaxed) <= 3, "it was asked for again");
 }
 
 fn settings(folder: &Path, user: &str) -> Command {
