@@ -158,12 +158,7 @@ impl Driver {
                         _ => Ok(None),
                     }
                 }
-                Step::Delete(key) => self
-                    .issuer
-                    .delete(&self.user, key)
-                    .await
-                    .map(|()| Some(("deleted", key.clone())))
-                    .map_err(|e| e.to_string()),
+                Step::Delete(key) => self.delete(key, &held).await.map(|()| Some(("deleted", key.clone()))),
                 Step::Unstage(version) => self.vault.unstage(version).await.map(|()| None).map_err(|e| e.to_string()),
             };
             match told {
@@ -185,6 +180,18 @@ impl Driver {
         let held = self.vault.read().await.map_err(|e| e.to_string())?;
         let keys = self.issuer.list(&self.user).await.map_err(|e| e.to_string())?;
         Ok((held, keys))
+    }
+
+    /// Deletes a key.
+    ///
+    /// INVARIANT: no key is taken for an orphan that the vault names by now. IAM
+    /// may have taken longer to list the keys than an orphan needs to get old, and
+    /// what was stored since `held` was read is in use.
+    async fn delete(&self, key: &str, held: &Held) -> Result<(), String> {
+        if !names(held, key) && names(&self.vault.read().await.map_err(|e| e.to_string())?, key) {
+            return Err("it was stored meanwhile".into());
+        }
+        self.issuer.delete(&self.user, key).await.map_err(|e| e.to_string())
     }
 
     /// Whether S3 refuses `key` now, as far as one answer tells.
@@ -318,4 +325,10 @@ impl Driver {
         memory.refused = Some((id.to_owned(), times));
         times >= REFUSALS
     }
+}
+
+/// Whether the vault names `key`.
+fn names(held: &Held, key: &str) -> bool {
+    let versions = [&held.current, &held.pending, &held.previous];
+    versions.into_iter().flatten().any(|version| version.key.access_key_id() == key)
 }

@@ -1,8 +1,8 @@
 //! The rotation of an `iam-user` signer's key, as a library: on the embedded
 //! IAM with a vault in memory, and on LocalStack's IAM and Secrets Manager.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
@@ -30,6 +30,7 @@ pub fn cases() -> Vec<Case> {
         an_immediate_rotation_kills_first,
         whoever_looks_next_goes_on_after_a_crash,
         a_key_lost_between_iam_and_the_vault_is_cleaned_up,
+        a_key_that_was_stored_while_iam_was_slow_is_no_orphan,
         keys_of_somebody_else_are_named_and_left_alone,
         what_is_urgent_ends_an_earlier_rotation_too,
         a_request_that_comes_again_later_is_another_rotation,
@@ -332,4 +333,52 @@ async fn replicas_that_start_at_once_make_one_key(backend: Backend) {
     let current = scene.vault.read().await.unwrap().current.expect("a current key").key;
     let keys = scene.issuer.list(&scene.user).await.unwrap();
     assert_eq!(keys.iter().map(|key| key.id.as_str()).collect::<Vec<_>>(), [current.access_key_id()]);
+}
+
+/// An IAM that takes its time for the first list: a whole rotation passes.
+#[derive(Debug)]
+struct Slow {
+    issuer: Arc<dyn KeyIssuer>,
+    other: Driver,
+    old: Mutex<Option<String>>,
+}
+
+#[tonic::async_trait]
+impl KeyIssuer for Slow {
+    async fn list(&self, user: &str) -> Result<Vec<KeyFacts>, IssuerError> {
+        let old = self.old.lock().unwrap().take();
+        if let Some(key) = old {
+            let goal = Goal::Replace { key, immediate: true };
+            self.other.drive(&goal, &version(), &watch::channel(Vec::new()).0).await.unwrap().expect("a rotation");
+        }
+        self.issuer.list(user).await
+    }
+    async fn create(&self, user: &str) -> Result<Credentials, IssuerError> {
+        self.issuer.create(user).await
+    }
+    async fn set_status(&self, user: &str, id: &str, status: Status) -> Result<(), IssuerError> {
+        self.issuer.set_status(user, id, status).await
+    }
+    async fn delete(&self, user: &str, id: &str) -> Result<(), IssuerError> {
+        self.issuer.delete(user, id).await
+    }
+}
+
+async fn a_key_that_was_stored_while_iam_was_slow_is_no_orphan(backend: Backend) {
+    let scene = Scene::new(backend).await;
+    let (old, _) = scene.current().await;
+    let slow = Slow {
+        issuer: Arc::clone(&scene.issuer),
+        other: scene.driver(),
+        old: Mutex::new(Some(old.access_key_id().to_owned())),
+    };
+    // As old as an orphan has to be is what the new key is at once.
+    let pace = Pace { orphan_age: Duration::ZERO, ..PACE };
+    let driver = Driver { issuer: Arc::new(slow), pace, ..scene.driver() };
+    assert!(driver.drive(&Goal::Finish, &version(), &watch::channel(Vec::new()).0).await.unwrap().is_none());
+    let (new, _) = scene.current().await;
+    let keys = scene.issuer.list(&scene.user).await.unwrap();
+    assert_ne!(new, old);
+    assert_eq!(keys.iter().map(|key| key.id.as_str()).collect::<Vec<_>>(), [new.access_key_id()]);
+    assert_eq!(driver.vault.read().await.unwrap().current.unwrap().retired.len(), 1, "one rotation, and no more");
 }
